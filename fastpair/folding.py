@@ -1,0 +1,250 @@
+"""Model + embeddings -> table + plan: the only place where the formula meets a row's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastpair.errors import ArgumentError, DataError
+from fastpair.heads import Folded
+from fastpair.kernels import LANES, PRECISIONS, SEGMENTS, Plan, RowLayout
+from fastpair.model import Model
+
+MOST_INT8_COLUMNS = 32_768
+"""Columns of one run of an int8 row: more could overflow its 32-bit sums."""
+
+
+@dataclass
+class _Norms:
+    """Greatest sizes of rows and of their rounding errors, by segment; they bound an error."""
+
+    stored: dict[str, float] = field(default_factory=dict)
+    error: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, exact: np.ndarray, stored: np.ndarray) -> None:
+        quadratic = name in ("product", "squared")
+        for kind, rows in ((self.stored, stored), (self.error, stored - exact)):
+            sizes = np.sqrt((rows**2).sum(1)) if quadratic else np.abs(rows).sum(1)
+            kind[name] = max(kind.get(name, 0.0), float(sizes.max(initial=0)))
+
+
+class Folder:
+    """Folds blocks of embeddings into rows of one layout.
+
+    Parameters
+    ----------
+    model : the model to fold.
+    columns : number of columns of the embeddings.
+    precision : "float32", "float16", "bfloat16" or "int8".
+
+    Raises
+    ------
+    ArgumentError : an unknown precision, or a model for another number of columns.
+    """
+
+    def __init__(self, model: Model, columns: int, precision: str = "float32") -> None:
+        if precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise ArgumentError(f"precision is {precision!r}, expected one of {known}")
+        model.check_embeddings(columns)
+        self.model = model
+        shape = _gather(model.fold(np.zeros((1, columns))))
+        self._signs = {name: signs for name, (_, signs) in shape.items()}
+        counts = tuple(
+            (int((signs > 0).sum()), int((signs < 0).sum()))
+            for signs in (self._signs.get(name, np.empty(0)) for name in SEGMENTS)
+        )
+        has_bias = model.fold(np.zeros((1, columns))).bias is not None
+        if precision == "int8" and max(max(pair) for pair in counts) > MOST_INT8_COLUMNS:
+            raise ArgumentError(
+                f"precision int8 takes at most {MOST_INT8_COLUMNS} columns of one sign, "
+                "the model folds to more: use bfloat16"
+            )
+        self.plan = Plan(
+            layout=RowLayout(counts, has_bias, precision),
+            constant=model.constant,
+            link=model.link,
+            slope=model.slope,
+            offset=model.offset,
+        )
+        self._peaks = np.zeros(len(SEGMENTS))
+        self._norms = _Norms()
+
+    @property
+    def needs_survey(self) -> bool:
+        """Whether every block must be shown to `survey` before the first is folded.
+
+        In int8 tables, all segments but products share one scale a table, set by its greatest
+        number.
+        """
+        return self.plan.precision == "int8" and any(name != "product" for name in self._signs)
+
+    def survey(self, embeddings: np.ndarray) -> None:
+        """Take note of the greatest numbers of a block (rows, columns)."""
+        for name, (values, _) in _gather(self.model.fold(embeddings)).items():
+            number = SEGMENTS.index(name)
+            self._peaks[number] = max(self._peaks[number], np.abs(values).max(initial=0))
+        scales = tuple(float(np.float32(peak / 127)) or 1.0 for peak in self._peaks)
+        self.plan = self.plan.with_scales(scales)
+
+    def fold(self, embeddings: np.ndarray, first_row: int = 0) -> np.ndarray:
+        """Fold a block of embeddings (rows, columns) into rows of ``plan.layout.dtype`` (rows,).
+
+        Raises
+        ------
+        DataError : a row folds to a number that the precision cannot hold; `first_row` counts it.
+        """
+        folded = self.model.fold(np.asarray(embeddings, dtype=np.float64))
+        rows = np.zeros(len(embeddings), dtype=self.plan.layout.dtype)
+        if self.plan.layout.bias and folded.bias is not None:
+            rows["bias"] = self._checked(folded.bias[:, None], np.float32, first_row)[:, 0]
+        for name, (values, signs) in _gather(folded).items():
+            self._store(rows, name, values, signs, first_row)
+        return rows
+
+    def _store(
+        self, rows: np.ndarray, name: str, values: np.ndarray, signs: np.ndarray, first_row: int
+    ) -> None:
+        """Write one segment of a block: scaled, rounded, positive run first, both padded."""
+        precision = self.plan.precision
+        flat = values.reshape(len(rows), -1)
+        scale: np.ndarray | float = 1.0
+        if precision == "int8":
+            scale = self.plan.segment_scales[SEGMENTS.index(name)]
+            if name == "product":
+                peak = np.abs(flat).max(axis=1, initial=0)
+                rows["scale"] = np.where(peak > 0, peak / 127, 1.0)
+                scale = rows["scale"].astype(np.float64)[:, None]
+        stored = self._rounded(flat / scale, first_row)
+        self._norms.add(name, flat, _widen(stored, precision) * scale)
+        # values of mirrored segments are (rows, 2, m): both halves keep the order of the signs
+        stored = stored.reshape(values.shape)
+        start = 0
+        for sign in (1, -1):
+            run = stored[..., signs == sign]
+            if run.shape[-1] == 0:
+                continue
+            padded = -(-run.shape[-1] // LANES) * LANES
+            for half in run.reshape(len(rows), -1, run.shape[-1]).swapaxes(0, 1):
+                rows[name][:, start : start + run.shape[-1]] = half
+                start += padded
+
+    def _rounded(self, values: np.ndarray, first_row: int) -> np.ndarray:
+        precision = self.plan.precision
+        if precision == "int8":
+            return np.clip(np.rint(values), -127, 127).astype(np.int8)
+        if precision == "bfloat16":
+            bits = self._checked(values, np.float32, first_row).view(np.uint32)
+            nearest = bits + 0x7FFF + ((bits >> 16) & 1)  # to nearest, ties to even
+            return (nearest >> 16).astype(np.uint16)
+        return self._checked(values, np.dtype(PRECISIONS[precision]), first_row)
+
+    def _checked(
+        self, values: np.ndarray, dtype: np.typing.DTypeLike, first_row: int
+    ) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            rounded = values.astype(dtype)
+        bad = ~np.isfinite(rounded).all(axis=1)
+        if bad.any():
+            row = first_row + int(np.flatnonzero(bad)[0])
+            raise DataError(
+                f"row {row} folds to a number that {self.plan.precision} cannot hold: "
+                "scale the embeddings down or use a precision with a larger range"
+            )
+        return rounded
+
+    def raw_error_bound(self) -> float:
+        """Return how far the stored precision can move a raw score, from the rows folded so far.
+
+        With stored rows p + d, p' + d': a product moves by at most |d| |p' + d'| + |p + d| |d'| +
+        |d| |d'|, a squared difference (of e - e') by (|d| + |d'|) (2 |e - e'| + |d| + |d'|), and
+        maxima and absolute differences by the sum of both rows' errors.
+        """
+        bound = 0.0
+        for name, error in self._norms.error.items():
+            size = self._norms.stored[name]
+            if name == "product":
+                bound += 2 * error * size + error * error
+            elif name == "squared":
+                bound += 2 * error * (4 * size + 6 * error)
+            else:
+                bound += 2 * error
+        return bound
+
+
+def _widen(stored: np.ndarray, precision: str) -> np.ndarray:
+    if precision == "bfloat16":
+        return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return stored.astype(np.float64)
+
+
+def _gather(folded: Folded) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Concatenate the columns of each segment over the branches of a model."""
+    gathered: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for part in folded.segments:
+        if len(part.signs) == 0:
+            continue
+        values, signs = part.values, part.signs
+        if part.kind in gathered:
+            before, signs_before = gathered[part.kind]
+            values = np.concatenate([before, values], axis=-1)
+            signs = np.concatenate([signs_before, signs])
+        gathered[part.kind] = (values, signs)
+    return gathered
+
+
+def fold_blocks(
+    folder: Folder, blocks: Iterable[tuple[int, np.ndarray]]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Fold (first row, embeddings) blocks into (first row, rows) blocks."""
+    for start, block in blocks:
+        yield start, folder.fold(block, start)
+
+
+def fold(
+    model: Model, embeddings: np.ndarray, precision: str = "float32"
+) -> tuple[np.ndarray, Plan]:
+    """Fold embeddings that are in memory.
+
+    Parameters
+    ----------
+    model : a trained model or ``model.builtin(name)``.
+    embeddings : (N, n) finite numbers.
+    precision : "float32", "float16", "bfloat16" or "int8".
+
+    Returns
+    -------
+    rows : (N, row_bytes) uint8 on a 64-byte boundary, as every kernel takes them.
+    plan : what is not per entity.
+    """
+    embeddings = np.asarray(embeddings)
+    if embeddings.ndim != 2:
+        raise ArgumentError(f"embeddings have shape {embeddings.shape}, expected (rows, columns)")
+    folder = Folder(model, embeddings.shape[1], precision)
+    if folder.needs_survey:
+        folder.survey(embeddings)
+    rows = aligned_rows(len(embeddings), folder.plan.layout.row_bytes)
+    rows[:] = folder.fold(embeddings).view(np.uint8).reshape(rows.shape)
+    return rows, folder.plan
+
+
+def aligned_rows(count: int, row_bytes: int) -> np.ndarray:
+    """Return an uninitialised (count, row_bytes) uint8 array that starts on a 64-byte boundary."""
+    buffer = np.empty(count * row_bytes + 63, dtype=np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + count * row_bytes].reshape(count, row_bytes)
+
+
+def common_scales(rows: np.ndarray, plan: Plan, scales: tuple[float, ...]) -> np.ndarray:
+    """Return int8 rows rounded again to other segment scales, which must not be smaller.
+
+    Two int8 tables that meet in one run must share the scales of all segments but products.
+    """
+    records = rows.copy().view(plan.layout.dtype)[:, 0]
+    for number, name in enumerate(SEGMENTS):
+        if name in plan.layout.segment_lengths and name != "product":
+            ratio = plan.segment_scales[number] / scales[number]
+            records[name] = np.rint(records[name] * ratio).astype(np.int8)
+    return records.view(np.uint8).reshape(rows.shape)

@@ -1,0 +1,195 @@
+"""How every output comes to be: staged as a locked NAME.partial, called NAME when it is complete.
+
+No other file format than bytes is known here. One process at a time may write an output: it holds
+an exclusive lock on NAME.partial, which the operating system lifts when the process ends, however
+it ends. What stands under NAME is always whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from .errors import FastpairError, FileError
+
+PARTIAL = ".partial"
+"""What is appended to the name of an output while it is being made."""
+
+
+def reason(error: BaseException) -> str:
+    """What the operating system said, in few words, also when HDF5 or Arrow wrapped it."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    wrapped = re.search(r"error message = '([^']*)'", str(error))
+    return wrapped.group(1) if wrapped else " ".join(str(error).split()).rstrip(".")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while `path` is written into one `FileError`."""
+    try:
+        yield
+    except FastpairError:
+        raise
+    except (OSError, RuntimeError) as error:
+        raise FileError(
+            f"{path} could not be written ({reason(error)}); "
+            "see that the folder can be written to and that the disk has room."
+        ) from error
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output that cannot be made, before any work is done for it.
+
+    Parameters
+    ----------
+    path : where the output shall stand.
+    overwrite : whether a file that stands there already may be replaced.
+
+    Raises
+    ------
+    FileError
+        The folder is missing, the path is a folder, or the file exists and may not be replaced.
+    """
+    if path.is_dir():
+        raise FileError(f"{path} is a folder, not a file; give the name of an output file.")
+    if not path.parent.is_dir():
+        raise FileError(f"{path} cannot be written: the folder {path.parent} does not exist.")
+    if path.exists() and not overwrite:
+        raise FileError(
+            f"{path} exists already; choose another name or allow it to be overwritten."
+        )
+
+
+class Staging:
+    """NAME.partial under an exclusive lock, until it becomes NAME or is given up.
+
+    Parameters
+    ----------
+    path : where the finished output shall stand.
+    overwrite : whether a file that stands there already may be replaced, default False.
+    suffix : what is appended to the name meanwhile, default `PARTIAL`.
+
+    Raises
+    ------
+    FileError
+        The output cannot be made there, or another process is making it.
+    """
+
+    def __init__(self, path: str | Path, *, overwrite: bool = False, suffix: str = PARTIAL) -> None:
+        self.path = Path(path)
+        self.partial = self.path.with_name(self.path.name + suffix)
+        check_output(self.path, overwrite=overwrite)
+        if self.partial.is_dir():
+            raise FileError(f"{self.partial} is a folder where the output is staged; move it away.")
+        with writing(self.path):
+            self.descriptor = self._lock()
+
+    def _lock(self) -> int:
+        while True:
+            descriptor = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Between open and lock the file may have been renamed or removed by its owner.
+                ours, there = os.fstat(descriptor), os.stat(self.partial)
+                if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
+                    return descriptor
+            except BlockingIOError as error:
+                os.close(descriptor)
+                raise FileError(
+                    f"{self.path} is being written by another process, which holds {self.partial}; "
+                    "wait until it ends or choose another name."
+                ) from error
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    @property
+    def open(self) -> bool:
+        """Whether the lock is still held."""
+        return self.descriptor >= 0
+
+    def finish(self) -> None:
+        """Bring everything to the disk, give the file its name and lift the lock."""
+        try:
+            with writing(self.path):
+                os.fsync(self.descriptor)
+                os.replace(self.partial, self.path)
+                folder = os.open(self.path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+        finally:
+            self.release()
+
+    def abandon(self) -> None:
+        """Remove what was staged and lift the lock."""
+        if self.open:
+            self.partial.unlink(missing_ok=True)
+            self.release()
+
+    def release(self) -> None:
+        """Lift the lock and leave what was staged where it is."""
+        if self.open:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None and self.open:
+            self.finish()
+        self.abandon()
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Take the room for `size` bytes now, so that a full disk is noticed before any work."""
+    if not size or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise  # elsewhere: a file system that cannot reserve; writing will tell
+
+
+def write_at(descriptor: int, data: np.ndarray, offset: int) -> None:
+    """Write all bytes of a C-contiguous array at `offset`."""
+    view = memoryview(data.reshape(-1).view(np.uint8))
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def read_at(descriptor: int, data: np.ndarray, offset: int) -> None:
+    """Fill a C-contiguous array from `offset`.
+
+    Raises
+    ------
+    EOFError
+        The file ends before the array is full.
+    """
+    view = memoryview(data.reshape(-1).view(np.uint8))
+    while view:
+        got = os.preadv(descriptor, [view], offset)
+        if not got:
+            raise EOFError("the file ends too early")
+        view, offset = view[got:], offset + got

@@ -1,0 +1,216 @@
+"""The contract that every backend keeps: the formula, the row, the names, the bits.
+
+The formula
+-----------
+Training ends, and everything else begins, with a table: one folded row an entity. A row is a bias
+``b`` and up to five segments of columns, each cut into a positive and a negative run; the plan
+holds what is not per entity. With ``s`` the sign of a column's run::
+
+    raw(i, j) = c + (b_i + b_j) + sum s p_i p_j                                  product
+                                + sum s max(m_i, m_j)                            maximum
+                                + sum s [max(u_i, v_j) + max(v_i, u_j)]          mirrored
+                                + sum s |a_i - a_j|                              absolute
+                                + sum s (e_i - e_j)^2                            squared
+    score     = offset + slope * link(raw)          slope > 0, link increasing
+
+``mirrored`` is the maximum of a row with the half-swap of another; it stores two numbers a column,
+``u`` and ``v``. Left and right rows may come from one table or from two of the same layout.
+
+The row (`RowLayout`)
+---------------------
+Segments lie in the order of `SEGMENTS`, each as its positive, then its negative run (mirrored:
+u+, v+, u-, v-), every run padded with zeros to a multiple of 16 columns, so that a run is read in
+whole vectors of 16 lanes. The bias and, in int8 tables with products, the scale follow the
+segments: the columns then start on a cache line. Rows are padded to a multiple of 64 bytes.
+
+Kernels receive tables as ``uint8`` arrays of shape (rows, row_bytes), C-contiguous, and never see
+an index out of range: callers have checked. Callers allocate; kernels fill. NaN and infinities
+are refused before a table is made. The zero vector has cosine 0 with everything.
+
+The bits
+--------
+The pair kernel defines the float32 score. Sixteen lanes of float32 start at +0; column ``k`` of a
+run goes to lane ``k mod 16``; runs follow each other in the order of the row::
+
+    product     lane = fma(+-l, r, lane)
+    maximum     lane = lane +- max(l, r)
+    mirrored    lane = lane +- (max(u_l, v_r) + max(v_l, u_r))
+    absolute    lane = lane +- |l - r|
+    squared     lane = fma(+-(l - r), l - r, lane)
+
+float16 and bfloat16 columns are widened exactly first. The lanes are added as a tree: lane q with
+q + 8, then with q + 4, q + 2, q + 1. ``raw = (c + (b_i + b_j)) + sum``, in float32. In an int8
+table, integer sums are exact and become float32 once each::
+
+    raw = (c + (b_i + b_j)) + ((((P (s_i s_j) + M t_m) + V t_v) + A t_a) + E (t_e t_e))
+
+with P, M, V, A, E the signed integer sums of the five segments, s the scale in the row, t the
+scale of a segment in the plan. So the bits are the same on every CPU, for any block size, tile
+size, thread count or order, and for (i, j) and (j, i).
+
+Tiles (all pairs) compute the same raw score in another order and only find candidates:
+`tile_bound` says how far they can be from the pair kernel. Top-k and threshold results carry pair
+kernel scores; ties go to the lower index. Dense output carries the tile's own values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+LANES = 16
+"""Columns that are read together; every run is padded to a multiple of this."""
+
+ROW_ALIGNMENT = 64
+"""Bytes: a row's length is a multiple of this, and a table starts at a multiple of it."""
+
+SEGMENTS = ("product", "maximum", "mirrored", "absolute", "squared")
+"""The kinds of segment, in the order in which they lie in a row and are summed."""
+
+PRECISIONS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i1"}
+"""Precision of the stored columns -> NumPy type (bfloat16 is kept as its 16 bits)."""
+
+LINKS = ("identity", "negative_root")
+"""Links by code. identity: raw. negative_root: -sqrt(-raw), 0 where raw > 0."""
+
+
+def _padded(columns: int) -> int:
+    return -(-columns // LANES) * LANES
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """How a folded row lies in memory.
+
+    Parameters
+    ----------
+    columns : one (positive, negative) count a segment, in the order of `SEGMENTS`; for
+        ``mirrored`` the count of (u, v) couples.
+    bias : whether rows carry a bias.
+    precision : a key of `PRECISIONS`.
+    """
+
+    columns: tuple[tuple[int, int], ...]
+    bias: bool = False
+    precision: str = "float32"
+
+    @property
+    def scale(self) -> bool:
+        """Whether rows carry a scale: int8 tables with products."""
+        return self.precision == "int8" and any(self.columns[0])
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one column."""
+        return np.dtype(PRECISIONS[self.precision]).itemsize
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """Padded columns of the ten runs: positive and negative of each segment.
+
+        A mirrored run counts its couples; it takes twice as many columns in the row.
+        """
+        return tuple(_padded(count) for pair in self.columns for count in pair)
+
+    @property
+    def segment_lengths(self) -> dict[str, int]:
+        """Padded columns that each segment takes in a row, segments without columns left out."""
+        lengths = {}
+        for number, name in enumerate(SEGMENTS):
+            length = sum(self.runs[2 * number : 2 * number + 2])
+            if length:
+                lengths[name] = 2 * length if name == "mirrored" else length
+        return lengths
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The compound type of one row, as kept in the file and in memory."""
+        element = np.dtype(PRECISIONS[self.precision])
+        names, formats, offsets = [], [], []
+        position = 0
+        for name, length in self.segment_lengths.items():
+            names.append(name)
+            formats.append((element, (length,)))
+            offsets.append(position)
+            position += length * element.itemsize
+        for name in [n for n in ("bias", "scale") if getattr(self, n)]:
+            names.append(name)
+            formats.append(np.dtype("<f4"))
+            offsets.append(position)
+            position += 4
+        itemsize = max(ROW_ALIGNMENT, -(-position // ROW_ALIGNMENT) * ROW_ALIGNMENT)
+        return np.dtype(
+            {"names": names, "formats": formats, "offsets": offsets, "itemsize": itemsize}
+        )
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.dtype.itemsize
+
+    def kernel_arguments(self) -> np.ndarray:
+        """The layout as int64 numbers for kernels: vectors in the ten runs, bias and scale offset.
+
+        An offset of -1 stands for a field that rows do not have.
+        """
+        fields = self.dtype.fields or {}
+        offsets = [int(fields[n][1]) if n in fields else -1 for n in ("bias", "scale")]
+        return np.array([run // LANES for run in self.runs] + offsets, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is not per entity: the layout, the constant, the link, the int8 segment scales.
+
+    Parameters
+    ----------
+    layout : how rows lie in memory.
+    constant : float, the c of the formula; rounded to float32 by the kernels.
+    link : a name of `LINKS`.
+    slope, offset : floats of ``score = offset + slope * link(raw)``; slope > 0.
+    segment_scales : one float a segment, used by int8 tables only (product: unused).
+    """
+
+    layout: RowLayout
+    constant: float = 0.0
+    link: str = "identity"
+    slope: float = 1.0
+    offset: float = 0.0
+    segment_scales: tuple[float, ...] = field(default=(1.0,) * len(SEGMENTS))
+
+    @property
+    def precision(self) -> str:
+        """Precision of the stored columns."""
+        return self.layout.precision
+
+    @property
+    def link_code(self) -> int:
+        """Number of the link, for kernels."""
+        return LINKS.index(self.link)
+
+    def kernel_constants(self) -> np.ndarray:
+        """The plan's numbers as float32 for kernels: c, slope, offset, then the segment scales."""
+        numbers = (self.constant, self.slope, self.offset, *self.segment_scales)
+        return np.array(numbers, dtype=np.float32)
+
+    def with_scales(self, scales: tuple[float, ...]) -> Plan:
+        """The same plan with other int8 segment scales."""
+        return replace(self, segment_scales=scales)
+
+    def raw_floor(self, score: float) -> float:
+        """A raw score that is not above any raw score whose link is at least `score`.
+
+        Scans use it to turn a threshold on scores into one on raw scores; what passes is checked
+        again on the score itself.
+        """
+        value = (float(score) - self.offset) / self.slope
+        margin = 1e-6 * (abs(value) + abs(self.offset / self.slope)) if self._rounds else 0.0
+        value -= margin
+        if self.link == "negative_root":
+            return -(value * value) * (1 + 1e-6) if value < 0 else 0.0
+        return value
+
+    @property
+    def _rounds(self) -> bool:
+        return (self.link, self.slope, self.offset) != ("identity", 1.0, 0.0)

@@ -1,0 +1,560 @@
+"""Numba kernels: serial workers that fill given arrays and may run side by side in threads.
+
+The pair kernel gathers two rows and adds their terms; the tile kernels walk a block of left rows
+over packed right panels and keep what a reduction wants. Arguments that recur:
+
+rows            (n, row_bytes) uint8, a table; left and right tables have one layout
+element         an empty array whose type says how columns are stored
+layout          `RowLayout.kernel_arguments()`;  constants: `Plan.kernel_constants()`
+link            `Plan.link_code`
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba.core import types
+from numba.extending import overload
+
+from fastpair.kernels import Plan
+from fastpair.kernels.simd import (
+    TILE_COLUMNS,
+    TILE_ROWS,
+    add,
+    address,
+    fma,
+    integer_zeros,
+    jit,
+    load,
+    load_float32,
+    maximum,
+    prefetch,
+    register_tile,
+    subtract,
+    total,
+    zeros,
+)
+
+_AHEAD_BYTES = 4608
+"""Bytes of rows that are asked for ahead of use, a side: measured best for rows of 128 to 512."""
+
+_ELEMENTS = {
+    "float32": np.float32,
+    "float16": np.int16,
+    "bfloat16": np.uint16,
+    "int8": np.int8,
+}
+
+LOWEST = np.float32(np.finfo(np.float32).min)
+"""Threshold that every finite score passes; -inf, which padding scores, does not."""
+
+
+def element_of(plan: Plan) -> np.ndarray:
+    """Return the empty array that tells kernels how columns are stored."""
+    return np.empty(0, dtype=_ELEMENTS[plan.precision])
+
+
+class Table(NamedTuple):
+    """What kernels need to score a pair exactly: both tables and the plan."""
+
+    left: np.ndarray
+    right: np.ndarray
+    element: np.ndarray
+    layout: np.ndarray
+    constants: np.ndarray
+    link: int
+
+
+def table_arguments(left_rows: np.ndarray, right_rows: np.ndarray, plan: Plan) -> Table:
+    """Return the arguments of the pair kernel for two tables of one plan."""
+    return Table(
+        left_rows,
+        right_rows,
+        element_of(plan),
+        plan.layout.kernel_arguments(),
+        plan.kernel_constants(),
+        plan.link_code,
+    )
+
+
+# --- one pair ------------------------------------------------------------------------------------
+
+
+@jit
+def _float_sum(left, right, element, layout):  # type: ignore[no-untyped-def]
+    """Sum of all terms of two float rows, as the contract defines its bits."""
+    step = 16 * element.itemsize
+    lanes, nothing = zeros(), zeros()
+    for _ in range(layout[0]):
+        lanes = fma(load(left, element), load(right, element), lanes)
+        left, right = left + step, right + step
+    for _ in range(layout[1]):
+        lanes = fma(subtract(nothing, load(left, element)), load(right, element), lanes)
+        left, right = left + step, right + step
+    for _ in range(layout[2]):
+        lanes = add(lanes, maximum(load(left, element), load(right, element)))
+        left, right = left + step, right + step
+    for _ in range(layout[3]):
+        lanes = subtract(lanes, maximum(load(left, element), load(right, element)))
+        left, right = left + step, right + step
+    for sign in range(2):
+        half = layout[4 + sign] * step
+        for _ in range(layout[4 + sign]):
+            pair = add(
+                maximum(load(left, element), load(right + half, element)),
+                maximum(load(left + half, element), load(right, element)),
+            )
+            lanes = add(lanes, pair) if sign == 0 else subtract(lanes, pair)
+            left, right = left + step, right + step
+        left, right = left + half, right + half
+    for _ in range(layout[6]):
+        apart = subtract(load(left, element), load(right, element))
+        lanes = add(lanes, maximum(apart, subtract(nothing, apart)))
+        left, right = left + step, right + step
+    for _ in range(layout[7]):
+        apart = subtract(load(left, element), load(right, element))
+        lanes = subtract(lanes, maximum(apart, subtract(nothing, apart)))
+        left, right = left + step, right + step
+    for _ in range(layout[8]):
+        apart = subtract(load(left, element), load(right, element))
+        lanes = fma(apart, apart, lanes)
+        left, right = left + step, right + step
+    for _ in range(layout[9]):
+        apart = subtract(load(left, element), load(right, element))
+        lanes = fma(subtract(nothing, apart), apart, lanes)
+        left, right = left + step, right + step
+    return total(lanes)
+
+
+@jit
+def _integer_run(left, right, element, vectors, segment):  # type: ignore[no-untyped-def]
+    """Exact integer sum of the terms of one run of an int8 row; mirrored takes both halves."""
+    lanes = integer_zeros()
+    half = 16 * vectors
+    for number in range(vectors):
+        here, there = left + 16 * number, right + 16 * number
+        x, y = load(here, element), load(there, element)
+        if segment == 0:
+            lanes = fma(x, y, lanes)
+        elif segment == 1:
+            lanes = add(lanes, maximum(x, y))
+        elif segment == 2:
+            pair = add(
+                maximum(x, load(there + half, element)), maximum(load(here + half, element), y)
+            )
+            lanes = add(lanes, pair)
+        elif segment == 3:
+            lanes = add(lanes, maximum(subtract(x, y), subtract(y, x)))
+        else:
+            lanes = fma(subtract(x, y), subtract(x, y), lanes)
+    return total(lanes)
+
+
+@jit
+def _scale(row, layout):  # type: ignore[no-untyped-def]
+    return load_float32(row + layout[11]) if layout[11] >= 0 else np.float32(0.0)
+
+
+@jit
+def _integer_sum(left, right, element, layout, constants):  # type: ignore[no-untyped-def]
+    """Sum of all terms of two int8 rows: exact integers, scaled once a segment."""
+    scales = _scale(left, layout) * _scale(right, layout)
+    result = np.float32(0.0)
+    for segment in range(5):
+        width = 32 if segment == 2 else 16
+        plus, minus = layout[2 * segment], layout[2 * segment + 1]
+        value = _integer_run(left, right, element, plus, segment)
+        left, right = left + width * plus, right + width * plus
+        value -= _integer_run(left, right, element, minus, segment)
+        left, right = left + width * minus, right + width * minus
+        scale = constants[3 + segment]
+        if segment == 0:
+            scale = scales
+        elif segment == 4:
+            scale = scale * scale
+        result = result + np.float32(value) * scale
+    return result
+
+
+def _terms(left, right, element, layout, constants):  # type: ignore[no-untyped-def]
+    """Sum of all terms of two rows at addresses; the stored type picks the loops."""
+
+
+@overload(_terms, inline="always")
+def _pick_terms(left, right, element, layout, constants):  # type: ignore[no-untyped-def]
+    if element.dtype == types.int8:
+        return lambda left, right, element, layout, constants: _integer_sum(
+            left, right, element, layout, constants
+        )
+    return lambda left, right, element, layout, constants: _float_sum(left, right, element, layout)
+
+
+@jit
+def _raw(table, left, right):  # type: ignore[no-untyped-def]
+    """Raw score of the rows at two addresses."""
+    layout = table.layout
+    bias = np.float32(0.0)
+    if layout[10] >= 0:
+        bias = load_float32(left + layout[10]) + load_float32(right + layout[10])
+    start = table.constants[0] + bias
+    return start + _terms(left, right, table.element, layout, table.constants)
+
+
+@jit
+def _link(raw, table):  # type: ignore[no-untyped-def]
+    """offset + slope * link(raw), in float32."""
+    value = raw
+    if table.link == 1:
+        value = -np.sqrt(max(-raw, np.float32(0.0)))
+    return table.constants[2] + table.constants[1] * value
+
+
+@jit
+def score_pairs(table, left, right, scores):  # type: ignore[no-untyped-def]
+    """Fill `scores` (m,) float32 for pairs of row numbers, `left` and `right` (m,) integers."""
+    left_base, right_base = address(table.left), address(table.right)
+    row_bytes = table.left.shape[1]
+    ahead = max(2, _AHEAD_BYTES // row_bytes)
+    last = len(scores) - 1
+    for pair in range(len(scores)):
+        following = min(pair + ahead, last)
+        next_left = left_base + np.int64(left[following]) * row_bytes
+        next_right = right_base + np.int64(right[following]) * row_bytes
+        for line in range(0, row_bytes, 64):
+            prefetch(next_left + line)
+            prefetch(next_right + line)
+        here = left_base + np.int64(left[pair]) * row_bytes
+        there = right_base + np.int64(right[pair]) * row_bytes
+        scores[pair] = _link(_raw(table, here, there), table)
+
+
+# --- all pairs: the walk -------------------------------------------------------------------------
+
+
+class Panels(NamedTuple):
+    """Packed operands of a walk and what its tiles share.
+
+    left_columns (panels, K, TILE_ROWS), right_columns (panels, K, TILE_COLUMNS) and their biases
+    are float32; counts are the three kinds of column; first_left and first_right are the table
+    rows of the first panels; left_count and right_count the rows that are real; distinct is False
+    where left and right are one table, whose diagonal is left out.
+    """
+
+    left_columns: np.ndarray
+    left_bias: np.ndarray
+    right_columns: np.ndarray
+    right_bias: np.ndarray
+    counts: np.ndarray
+    constant: np.float32
+    first_left: int
+    first_right: int
+    left_count: int
+    right_count: int
+    distinct: bool
+
+
+_BLOCK_BYTES = 512 * 1024
+"""Right panels that are walked together: half of a usual second-level cache."""
+
+_BLOCK_ROWS = 16
+"""Left panels that share a block of right panels."""
+
+
+@jit
+def _walk(panels, first, last):  # type: ignore[no-untyped-def]
+    """Yield (left panel, right panel) so that a block of right panels stays in cache.
+
+    For one left panel, right panels come in increasing order.
+    """
+    number = len(panels.right_columns)
+    panel_bytes = panels.right_columns.shape[1] * panels.right_columns.shape[2] * 4
+    block = max(1, _BLOCK_BYTES // max(1, panel_bytes))
+    for group in range(first, last, _BLOCK_ROWS):
+        for start in range(0, number, block):
+            for i in range(group, min(group + _BLOCK_ROWS, last)):
+                for j in range(start, min(start + block, number)):
+                    yield i, j
+
+
+@jit
+def _tile(panels, i, j, threshold, tile):  # type: ignore[no-untyped-def]
+    """Compute one tile; return whether it was stored, that is, reaches the threshold."""
+    columns = panels.left_columns.shape[1]
+    left = address(panels.left_columns) + i * columns * TILE_ROWS * 4
+    right = address(panels.right_columns) + j * columns * TILE_COLUMNS * 4
+    best = register_tile(
+        left,
+        right,
+        address(panels.left_bias) + i * TILE_ROWS * 4,
+        address(panels.right_bias) + j * TILE_COLUMNS * 4,
+        panels.counts[0],
+        panels.counts[1],
+        panels.counts[2],
+        panels.constant,
+        threshold,
+        address(tile),
+    )
+    return best >= threshold
+
+
+@jit
+def _exact(table, row, column):  # type: ignore[no-untyped-def]
+    """Raw score by the pair kernel of two row numbers."""
+    row_bytes = table.left.shape[1]
+    here = address(table.left) + row * row_bytes
+    there = address(table.right) + column * row_bytes
+    return _raw(table, here, there)
+
+
+# --- all pairs: top-k ----------------------------------------------------------------------------
+
+
+@jit
+def _comes_later(values, columns, a, b):  # type: ignore[no-untyped-def]
+    """Whether candidate a ranks behind b: a lower value, or the same and a higher column."""
+    return values[a] < values[b] or (values[a] == values[b] and columns[a] > columns[b])
+
+
+@jit
+def _sink(values, columns, root, count):  # type: ignore[no-untyped-def]
+    """Restore a heap, whose root ranks last, below one place."""
+    while 2 * root + 1 < count:
+        child = 2 * root + 1
+        if child + 1 < count and _comes_later(values, columns, child + 1, child):
+            child += 1
+        if not _comes_later(values, columns, child, root):
+            return
+        values[root], values[child] = values[child], values[root]
+        columns[root], columns[child] = columns[child], columns[root]
+        root = child
+
+
+@jit
+def _rank(values, columns, count):  # type: ignore[no-untyped-def]
+    """Sort candidates in place by value, then by lower column (heapsort)."""
+    for root in range(count // 2 - 1, -1, -1):
+        _sink(values, columns, root, count)
+    for last in range(count - 1, 0, -1):
+        values[0], values[last] = values[last], values[0]
+        columns[0], columns[last] = columns[last], columns[0]
+        _sink(values, columns, 0, last)
+
+
+@jit
+def _drop_hopeless(values, columns, count, k, slack):  # type: ignore[no-untyped-def]
+    """Rank candidates and return how many may be among the best k.
+
+    Each value is within `slack` of the pair kernel's. The k best values therefore prove that a
+    candidate more than twice the slack below the k-th is not among the k best pairs.
+    """
+    _rank(values, columns, count)
+    kept = min(count, k)
+    while kept < count and values[kept] >= values[k - 1] - 2 * slack:
+        kept += 1
+    return kept
+
+
+@jit
+def _shrink(table, row, k, slack, values, columns):  # type: ignore[no-untyped-def]
+    """Make room among a row's candidates; return how many stay and the new floor.
+
+    Where ties keep too many, the pair kernel decides and exactly k stay.
+    """
+    count = len(values)
+    kept = _drop_hopeless(values, columns, count, k, slack)
+    if kept > count - count // 4:
+        for n in range(kept):
+            values[n] = _exact(table, row, columns[n])
+        _rank(values, columns, kept)
+        kept = k
+    return kept, values[k - 1] - 2 * slack
+
+
+@jit
+def scan_top_k(table, panels, first, last, k, slack, floor, filled, values, columns):  # type: ignore[no-untyped-def]
+    """Add to each row's candidates every column that may be among its k best.
+
+    Left panels `first` to `last` are walked over all right panels. Candidates live in `values`
+    float32 and `columns` int64, both (rows, capacity) with capacity > k, `filled` (rows,) int64 of
+    them in use; `floor` (rows,) float32 is what a tile must reach to matter, `slack` (rows,) its
+    bound. All count rows from the first left panel and go on from call to call.
+    """
+    tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    capacity = values.shape[1]
+    for i, j in _walk(panels, first, last):
+        low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
+        if not _tile(panels, i, j, floor[low:high].min(), tile):
+            continue
+        width = min(TILE_COLUMNS, panels.right_count - j * TILE_COLUMNS)
+        for row in range(low, high):
+            itself = -1 if panels.distinct else panels.first_left + row
+            for n in range(width):
+                value = tile[row - low, n]
+                column = panels.first_right + j * TILE_COLUMNS + n
+                if value < floor[row] or column == itself:
+                    continue
+                values[row, filled[row]] = value
+                columns[row, filled[row]] = column
+                filled[row] += 1
+                if filled[row] == capacity:
+                    filled[row], floor[row] = _shrink(
+                        table, panels.first_left + row, k, slack[row], values[row], columns[row]
+                    )
+
+
+@jit
+def finish_top_k(table, first_row, low, high, k, slack, filled, values, columns, scores, indices):  # type: ignore[no-untyped-def]
+    """Score the candidates of rows `low` to `high` by the pair kernel and write the best k.
+
+    Rows count from the table's row `first_row`.
+
+    `scores` (rows, k) float32 and `indices` (rows, k) int64 are filled: by score, then by lower
+    index; rows with fewer columns than k end with NaN and -1.
+    """
+    for row in range(low, high):
+        value, column = values[row], columns[row]
+        count = _drop_hopeless(value, column, filled[row], k, slack[row])
+        for n in range(count):
+            value[n] = _link(_exact(table, first_row + row, column[n]), table)
+        _rank(value, column, count)
+        count = min(count, k)
+        scores[row, :count], indices[row, :count] = value[:count], column[:count]
+        scores[row, count:], indices[row, count:] = np.nan, -1
+
+
+# --- all pairs: threshold, dense, histogram ------------------------------------------------------
+
+
+@jit
+def scan_threshold(table, panels, first, last, minimum, floor, rows, columns, scores):  # type: ignore[no-untyped-def]
+    """Collect every pair whose score by the pair kernel is at least `minimum`.
+
+    `floor` (rows,) float32 is what a tile must reach to matter. Hits go to `rows` int64 (counted
+    from the first left panel), `columns` int64 and `scores` float32; of one row in increasing
+    column. Return the number of hits, which may exceed the room: then nothing more was written.
+    """
+    tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    found = 0
+    for i, j in _walk(panels, first, last):
+        low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
+        if not _tile(panels, i, j, floor[low:high].min(), tile):
+            continue
+        width = min(TILE_COLUMNS, panels.right_count - j * TILE_COLUMNS)
+        for row in range(low, high):
+            itself = -1 if panels.distinct else panels.first_left + row
+            for n in range(width):
+                column = panels.first_right + j * TILE_COLUMNS + n
+                if tile[row - low, n] < floor[row] or column == itself:
+                    continue
+                score = _link(_exact(table, panels.first_left + row, column), table)
+                if score < minimum:
+                    continue
+                if found < len(rows):
+                    rows[found], columns[found], scores[found] = row, column, score
+                found += 1
+    return found
+
+
+@jit
+def group_by_row(rows, counts, columns, scores, sorted_columns, sorted_scores):  # type: ignore[no-untyped-def]
+    """Bring hits of `scan_threshold` into row order, keeping the order within a row.
+
+    `counts` (rows,) int64 is filled with the hits of each row.
+    """
+    counts[:] = 0
+    for row in rows:
+        counts[row] += 1
+    place = np.cumsum(counts) - counts
+    for n in range(len(rows)):
+        target = place[rows[n]]
+        sorted_columns[target], sorted_scores[target] = columns[n], scores[n]
+        place[rows[n]] += 1
+
+
+@jit
+def scan_dense(table, panels, first, last, scores):  # type: ignore[no-untyped-def]
+    """Fill `scores` (rows, columns) float32 with the tiles' scores, both from the first panels."""
+    tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    for i, j in _walk(panels, first, last):
+        _tile(panels, i, j, -np.float32(np.inf), tile)
+        low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
+        start = j * TILE_COLUMNS
+        width = min(TILE_COLUMNS, panels.right_count - start)
+        for row in range(low, high):
+            for n in range(width):
+                scores[row, start + n] = _link(tile[row - low, n], table)
+
+
+@jit
+def scan_range(panels, first, last):  # type: ignore[no-untyped-def]
+    """Return the least and the greatest raw score of the tiles, the diagonal left out."""
+    tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    least, greatest = np.float32(np.inf), -np.float32(np.inf)
+    for i, j in _walk(panels, first, last):
+        _tile(panels, i, j, -np.float32(np.inf), tile)
+        low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
+        start = j * TILE_COLUMNS
+        width = min(TILE_COLUMNS, panels.right_count - start)
+        for row in range(low, high):
+            itself = -1 if panels.distinct else panels.first_left + row
+            for n in range(width):
+                if panels.first_right + start + n != itself:
+                    least = min(least, tile[row - low, n])
+                    greatest = max(greatest, tile[row - low, n])
+    return least, greatest
+
+
+@jit
+def scan_histogram(table, panels, first, last, edges, slack, counts):  # type: ignore[no-untyped-def]
+    """Count scores into bins [edges[b], edges[b + 1]), the last one closed, exactly.
+
+    `edges` (bins + 1,) float32 are equally spaced scores; `counts` (bins,) int64 grows. A tile's
+    score that lies within the row's `slack`, in units of the score, of an edge is decided by the
+    pair kernel. Scores outside the edges go to the first and the last bin.
+    """
+    tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    bins = len(counts)
+    for i, j in _walk(panels, first, last):
+        _tile(panels, i, j, -np.float32(np.inf), tile)
+        low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
+        start = j * TILE_COLUMNS
+        width = min(TILE_COLUMNS, panels.right_count - start)
+        for row in range(low, high):
+            itself = -1 if panels.distinct else panels.first_left + row
+            for n in range(width):
+                column = panels.first_right + start + n
+                if column == itself:
+                    continue
+                value = _link(tile[row - low, n], table)
+                least = _link(tile[row - low, n] - slack[row], table)
+                most = _link(tile[row - low, n] + slack[row], table)
+                place = _bin_of(value, edges, bins)
+                if place != _bin_of(least, edges, bins) or place != _bin_of(most, edges, bins):
+                    exact = _link(_exact(table, panels.first_left + row, column), table)
+                    place = _bin_of(exact, edges, bins)
+                counts[place] += 1
+
+
+@jit
+def _bin_of(score, edges, bins):  # type: ignore[no-untyped-def]
+    width = (edges[bins] - edges[0]) / bins
+    place = min(max(int((score - edges[0]) / width), 0), bins - 1) if width > 0 else 0
+    while place > 0 and score < edges[place]:
+        place -= 1
+    while place < bins - 1 and score >= edges[place + 1]:
+        place += 1
+    return place
+
+
+@jit
+def _link_all(raw, table, scores):  # type: ignore[no-untyped-def]
+    for n in range(len(raw)):
+        scores[n] = _link(raw[n], table)
+
+
+def link_scores(raw: np.ndarray, table: Table) -> np.ndarray:
+    """Return the scores (m,) float32 of raw scores (m,) float32."""
+    scores = np.empty_like(raw)
+    _link_all(raw, table, scores)
+    return scores
