@@ -1,9 +1,4 @@
-"""HDF5 as fastpair keeps it: embeddings, pairs, tables and models, and the base of all outputs.
-
-Every file carries the attributes `fastpair_kind`, `format_version` and `created_by`, and nothing
-that changes from run to run: equal runs give equal bytes. Scores and matrices, which runs produce
-and which are resumed, are in `results`; both are the only rooms that know HDF5.
-"""
+"""Files that go into runs, and what any file is: embeddings, pairs, tables, models; `describe`."""
 
 from __future__ import annotations
 
@@ -11,369 +6,37 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from .errors import ArgumentError, DataError, FastpairError, FileError
+from .errors import ArgumentError
+from .hdf5 import (
+    LONGEST_FIXED_ID,
+    WRITTEN,
+    Output,
+    allocate,
+    expect_kind,
+    open_hdf5,
+    read_text,
+    write_text,
+)
+from .ids import check_ids, fixed_length
 from .kernels import SEGMENTS, Plan, RowLayout
-from .staging import Staging, read_at, reserve, write_at, writing
+from .staging import read_at, write_at, writing
 
 if TYPE_CHECKING:
     from .model import Model
 
-FORMAT_VERSION = 1
-"""The version that is written, and the newest one that is understood."""
-
-LONGEST_FIXED_ID = 256
-"""Bytes: ids up to this length are stored with a fixed length, longer ones with a variable one."""
-
-PAGE = 4096
-"""Bytes: data sets start at a multiple of this."""
-
 CHECKED_BYTES = 1 << 22
 """Bytes, about: what one checksum of a table stands for."""
-
-IDS_AT_ONCE = 1 << 16
-"""Ids that are converted together; bounds the memory that a conversion takes."""
-
-WRITTEN = 1 << 32
-"""Added to a crc32, so that a block that was written is told from one that was not (0)."""
-
-
-# --- opening and checking -----------------------------------------------------------------------
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what HDF5 says about a file that it cannot read into one `FileError`."""
-    try:
-        yield
-    except FastpairError:
-        raise
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise FileError(
-            f"{path} cannot be read: it is damaged, cut short or not what it says it is "
-            f"({_short(error)}); make or fetch it again."
-        ) from error
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).strip("'\"").split())
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
-def check_readable(path: str | Path) -> Path:
-    """The path, if there is a file that can be opened.
-
-    Raises
-    ------
-    FileError
-        The file is missing, is a folder, or may not be read.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise FileError(f"{path} is a folder, not a file; give the name of a file in it.")
-    if not path.exists():
-        raise FileError(f"{path} does not exist; check the name and the folder.")
-    if not os.access(path, os.R_OK):
-        raise FileError(f"{path} may not be read by this user; change its permissions.")
-    return path
-
-
-@contextmanager
-def open_hdf5(path: str | Path, *, locking: bool | str = "best-effort") -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading; whatever it turns out not to hold becomes a `FileError`."""
-    path = check_readable(path)
-    with reading(path):
-        if not h5py.is_hdf5(path):
-            raise FileError(
-                f"{path} is not an HDF5 file, or its beginning is damaged; "
-                "bring other formats into HDF5 with `fastpair convert`."
-            )
-        with h5py.File(path, "r", locking=locking) as file:
-            yield file
-
-
-def fastpair_kind(file: h5py.File, path: Path) -> str | None:
-    """What a file says that it is, None if fastpair did not write it.
-
-    Raises
-    ------
-    FileError
-        The file was written by a fastpair that is newer than this one.
-    """
-    kind = file.attrs.get("fastpair_kind")
-    if kind is None:
-        return None
-    written = int(file.attrs.get("format_version", 0))
-    if written > FORMAT_VERSION:
-        raise FileError(
-            f"{path} has format version {written}, but this fastpair understands versions up to "
-            f"{FORMAT_VERSION}; it was written by {file.attrs.get('created_by', 'a newer one')}: "
-            "install that version or a newer one."
-        )
-    return str(kind)
-
-
-def expect_kind(file: h5py.File, path: Path, kind: str) -> None:
-    """Refuse a file that is not a fastpair file of this kind."""
-    found = fastpair_kind(file, path)
-    if found != kind:
-        what = (
-            f"a fastpair file of kind {found}" if found else "an HDF5 file that is not fastpair's"
-        )
-        raise FileError(f"{path} is {what}, but a file of kind {kind} is needed here.")
-
-
-# --- ids ----------------------------------------------------------------------------------------
-
-
-def check_ids(ids: pa.Array, name: str, count: int | None = None) -> pa.Array:
-    """Ids as text, if they can name rows: none missing, none twice, no NUL.
-
-    Parameters
-    ----------
-    ids : text, (N,).
-    name : the file or argument they came from, for the message.
-    count : the number of rows they must name, default any.
-
-    Returns
-    -------
-    pa.Array
-        The ids as one `pa.string()` array, (N,).
-
-    Raises
-    ------
-    DataError
-        The ids cannot name rows.
-    """
-    ids = text_array(ids)
-    if count is not None and len(ids) != count:
-        raise DataError(
-            f"{name} holds {len(ids)} ids for {count} rows; there must be one id for every row."
-        )
-    if ids.null_count:
-        row = pc.index(pc.is_null(ids), True).as_py()
-        raise DataError(
-            f"{name} has no id in row {row} (counted from 0), and {ids.null_count} ids are missing "
-            "in all; give every row an id."
-        )
-    if len(pc.unique(ids)) < len(ids):
-        counts = pc.value_counts(ids)
-        repeats = counts.filter(pc.greater(counts.field("counts"), 1))
-        example = repeats[0].as_py()
-        raise DataError(
-            f"{name} holds ids that stand for several rows, {len(repeats)} of them, such as "
-            f"{example['values']!r} ({example['counts']} times); give every row its own id."
-        )
-    if pc.any(pc.match_substring(ids, "\0")).as_py():
-        row = pc.index(pc.match_substring(ids, "\0"), True).as_py()
-        raise DataError(
-            f"{name} has a NUL character in the id of row {row}; take it out of the id."
-        )
-    return ids
-
-
-def text_array(values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Text, integers or dictionaries of them as one `pa.string()` array; text is not altered."""
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if isinstance(values, pa.ChunkedArray):
-        values = pa.concat_arrays(values.chunks)
-    return values if values.type == pa.string() else values.cast(pa.string())
-
-
-def _text_parts(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets (N + 1,) int32 and bytes uint8 of a `pa.string()` array."""
-    _, offsets, data = text.buffers()
-    if not len(text) or offsets is None:
-        return np.zeros(1, np.int32), np.empty(0, np.uint8)
-    positions = np.frombuffer(offsets, np.int32)[text.offset : text.offset + len(text) + 1]
-    return positions, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
-
-
-def longest(text: pa.Array) -> int:
-    """Bytes of the longest text, 0 if there is none."""
-    positions, _ = _text_parts(text)
-    return int(np.diff(positions).max(initial=0))
-
-
-def fixed_length(text: pa.Array, width: int) -> np.ndarray:
-    """Text as a NumPy array of `width` bytes each, filled up with NUL."""
-    positions, data = _text_parts(text)
-    matrix = np.zeros((len(text), width), np.uint8)
-    matrix[np.arange(width) < np.diff(positions)[:, None]] = data[positions[0] : positions[-1]]
-    return matrix.reshape(-1).view(f"S{width}")
-
-
-def text_from_numpy(values: np.ndarray) -> pa.Array:
-    """Text that HDF5 or NumPy gave, or integers, as a `pa.string()` array.
-
-    Raises
-    ------
-    ValueError
-        The values are neither, or the bytes are not UTF-8.
-    """
-    values = np.ascontiguousarray(values)
-    if values.dtype.kind == "S":
-        matrix = values.view(np.uint8).reshape(len(values), values.dtype.itemsize)
-        used = matrix != 0
-        offsets = np.concatenate([[0], np.cumsum(used.sum(axis=1))]).astype(np.int32)
-        text = pa.StringArray.from_buffers(
-            len(values), pa.py_buffer(offsets), pa.py_buffer(matrix[used])
-        )
-        text.validate(full=True)
-        return text
-    if values.dtype.kind in "iu":
-        return pa.array(values).cast(pa.string())
-    if values.dtype.kind == "U":
-        return pa.array(values, pa.string())
-    if values.dtype.kind == "O" and (h5py.check_string_dtype(values.dtype) or not len(values)):
-        return pa.array(list(values), pa.binary()).cast(pa.string())
-    raise ValueError(f"values of type {values.dtype} are not ids")
-
-
-def write_text(file: h5py.File, name: str, text: pa.Array) -> None:
-    """Store text as a data set, with a fixed length where no text is too long for that."""
-    width = max(1, longest(text))
-    fixed = width <= LONGEST_FIXED_ID
-    kind = h5py.string_dtype("utf-8", width if fixed else None)
-    dataset = file.create_dataset(name, (len(text),), kind)
-    for start in range(0, len(text), IDS_AT_ONCE):
-        part = text.slice(start, IDS_AT_ONCE)
-        values = fixed_length(part, width).view(kind) if fixed else part.to_numpy(False)
-        dataset[start : start + len(part)] = values
-
-
-def read_text(dataset: h5py.Dataset, start: int = 0, stop: int | None = None) -> pa.Array:
-    """A data set of strings (fixed or variable length) or integers as `pa.string()`."""
-    stop = len(dataset) if stop is None else stop
-    parts = [
-        text_from_numpy(dataset[at : min(at + IDS_AT_ONCE, stop)])
-        for at in range(start, stop, IDS_AT_ONCE)
-    ]
-    return pa.concat_arrays(parts) if parts else pa.array([], pa.string())
-
-
-# --- outputs ------------------------------------------------------------------------------------
-
-
-def stamp(file: h5py.File, kind: str, attributes: Mapping[str, Any]) -> None:
-    """Write what every file carries, and the attributes of this one; None is left out."""
-    common = {
-        "fastpair_kind": kind,
-        "format_version": FORMAT_VERSION,
-        "created_by": f"fastpair {version('fastpair')}",
-    }
-    for name, value in {**common, **attributes}.items():
-        if value is not None:
-            file.attrs[name] = value
-
-
-def allocate(file: h5py.File, name: str, shape: Sequence[int], dtype: np.dtype | str) -> None:
-    """Make a contiguous data set whose room is fixed now and whose content is written later."""
-    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_layout(h5py.h5d.CONTIGUOUS)
-    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    settings.set_obj_track_times(False)
-    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
-    space = h5py.h5s.create_simple(tuple(shape))
-    h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=settings)
-
-
-class Output:
-    """An HDF5 file under way: staged, locked, and named when its `with` block ends well.
-
-    Parameters
-    ----------
-    path : where the finished file shall stand.
-    kind : its `fastpair_kind`.
-    attributes : attributes of the file; those that are None are left out.
-    overwrite : whether a file that stands there already may be replaced.
-    lay_out : makes the data sets.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        kind: str,
-        attributes: Mapping[str, Any],
-        *,
-        overwrite: bool,
-        lay_out: Callable[[h5py.File], None],
-    ) -> None:
-        self.staging = Staging(path, overwrite=overwrite)
-        self.path = self.staging.path
-        try:
-            with writing(self.path):
-                self.file = create_hdf5(self.staging.partial)
-                stamp(self.file, kind, attributes)
-                lay_out(self.file)
-        except BaseException:
-            self.abandon()
-            raise
-
-    def place(self, name: str) -> int:
-        """Byte at which a contiguous data set starts; 0 if it is empty."""
-        return int(self.file[name].id.get_offset() or 0)
-
-    def finish(self) -> None:
-        """Close the file and give it its name."""
-        try:
-            with writing(self.path):
-                self.file.close()
-            self.staging.finish()
-        except BaseException:
-            self.abandon()
-            raise
-
-    def abandon(self) -> None:
-        """Give up: nothing is left behind."""
-        try:
-            if hasattr(self, "file"):
-                self.file.close()
-        except (OSError, RuntimeError):
-            pass  # a full disk; the file goes anyway
-        finally:
-            self.staging.abandon()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self.finish()
-        else:
-            self.abandon()
-
-
-def create_hdf5(path: Path) -> h5py.File:
-    """Start an HDF5 file; the lock is `Staging`'s, so that HDF5 takes none."""
-    return h5py.File(
-        path,
-        "w",
-        libver=("earliest", "v108"),
-        locking=False,
-        alignment_threshold=PAGE // 2,
-        alignment_interval=PAGE,
-    )
 
 
 # --- embeddings and pairs -----------------------------------------------------------------------
@@ -637,7 +300,7 @@ def _pieces(count: int, size: int) -> list[range]:
 def _load(block: np.ndarray, piece: range, descriptor: int, start: int) -> int:
     """Read the bytes of the rows of a piece and give their checksum."""
     read_at(descriptor, block, start + piece.start * block.shape[1])
-    return WRITTEN | zlib.crc32(block)
+    return WRITTEN | zlib.crc32(block.data)
 
 
 def read_table(path: str | Path, *, random_access: bool = True) -> Table:
@@ -716,10 +379,8 @@ def page_aligned(shape: tuple[int, int]) -> np.ndarray:
     """Zeroed bytes of this shape that start on a page, in huge pages where the system has them."""
     memory = mmap.mmap(-1, shape[0] * shape[1], flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with suppress(OSError):  # a kernel without huge pages: slower, not wrong
             memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without huge pages: slower, not wrong
     return np.frombuffer(memory, np.uint8).reshape(shape)
 
 

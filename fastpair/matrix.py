@@ -380,7 +380,7 @@ class _ThresholdTask:
 def _at_least(threshold: float) -> np.float32:
     """Return the least float32 that is not below a threshold."""
     nearest = np.float32(threshold)
-    return nearest if nearest >= threshold else np.nextafter(nearest, np.float32(np.inf))
+    return nearest if float(nearest) >= threshold else np.nextafter(nearest, np.float32(np.inf))
 
 
 def _exhaust(results: Iterable[object]) -> None:

@@ -14,17 +14,17 @@ import numpy as np
 import pyarrow as pa
 
 from .errors import ArgumentError, FileError, MismatchError
-from .files import (
+from .hdf5 import (
     WRITTEN,
     Output,
     allocate,
-    check_ids,
     create_hdf5,
     expect_kind,
     open_hdf5,
     stamp,
     write_text,
 )
+from .ids import check_ids
 from .staging import Staging, read_at, reserve, write_at, writing
 
 SCORE_BLOCK = 1 << 20
@@ -144,7 +144,7 @@ class ScoreFile:
             if started:
                 read_at(self.staging.descriptor, sums, self._checksums)
             for number in np.flatnonzero(sums):
-                checksum = WRITTEN | zlib.crc32(self.read_block(int(number)))
+                checksum = WRITTEN | zlib.crc32(self.read_block(int(number)).data)
                 self.done[number] = checksum == int(sums[number])
 
     def _block(self, number: int) -> range:
@@ -161,7 +161,7 @@ class ScoreFile:
                 f"not {scores.shape} of type {scores.dtype}."
             )
         scores = np.ascontiguousarray(scores)
-        checksum = np.array([WRITTEN | zlib.crc32(scores)], np.uint64)
+        checksum = np.array([WRITTEN | zlib.crc32(scores.data)], np.uint64)
         with writing(self.path):
             write_at(self.staging.descriptor, scores, self._scores + 4 * pairs.start)
             write_at(self.staging.descriptor, checksum, self._checksums + 8 * number)
@@ -490,8 +490,11 @@ def write_histogram(
     overwrite: bool = False,
 ) -> None:
     """Write how the scores of all pairs are spread: `edges` (B + 1,) and `counts` (B,) int64."""
-    with _Histogram(
-        path, "histogram", ids=None, ids_right=None, attributes=attributes, overwrite=overwrite
-    ) as output, writing(output.path):
+    with (
+        _Histogram(
+            path, "histogram", ids=None, ids_right=None, attributes=attributes, overwrite=overwrite
+        ) as output,
+        writing(output.path),
+    ):
         output.file.create_dataset("edges", data=np.asarray(edges, np.float64))
         output.file.create_dataset("counts", data=np.asarray(counts, np.int64))

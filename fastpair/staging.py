@@ -173,7 +173,7 @@ def reserve(descriptor: int, size: int) -> None:
 
 def write_at(descriptor: int, data: np.ndarray, offset: int) -> None:
     """Write all bytes of a C-contiguous array at `offset`."""
-    view = memoryview(data.reshape(-1).view(np.uint8))
+    view = data.reshape(-1).view(np.uint8).data
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
@@ -187,7 +187,7 @@ def read_at(descriptor: int, data: np.ndarray, offset: int) -> None:
     EOFError
         The file ends before the array is full.
     """
-    view = memoryview(data.reshape(-1).view(np.uint8))
+    view = data.reshape(-1).view(np.uint8).data
     while view:
         got = os.preadv(descriptor, [view], offset)
         if not got:

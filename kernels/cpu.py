@@ -26,6 +26,7 @@ from fastpair.kernels.simd import (
     fma,
     integer_zeros,
     jit,
+    jit_generator,
     load,
     load_float32,
     maximum,
@@ -211,6 +212,12 @@ def _link(raw, table):  # type: ignore[no-untyped-def]
 
 
 @jit
+def _ceiling(table):  # type: ignore[no-untyped-def]
+    """Raw score from which on the link rises no more."""
+    return np.float32(0.0) if table.link == 1 else np.float32(np.inf)
+
+
+@jit
 def score_pairs(table, left, right, scores):  # type: ignore[no-untyped-def]
     """Fill `scores` (m,) float32 for pairs of row numbers, `left` and `right` (m,) integers."""
     left_base, right_base = address(table.left), address(table.right)
@@ -261,7 +268,7 @@ _BLOCK_ROWS = 16
 """Left panels that share a block of right panels."""
 
 
-@jit
+@jit_generator
 def _walk(panels, first, last):  # type: ignore[no-untyped-def]
     """Yield (left panel, right panel) so that a block of right panels stays in cache.
 
@@ -359,16 +366,19 @@ def _drop_hopeless(values, columns, count, k, slack):  # type: ignore[no-untyped
 def _shrink(table, row, k, slack, values, columns):  # type: ignore[no-untyped-def]
     """Make room among a row's candidates; return how many stay and the new floor.
 
-    Where ties keep too many, the pair kernel decides and exactly k stay.
+    Where ties keep too many, the pair kernel decides and exactly k stay: the best by score, which
+    rounding or a link's end may make equal where raw scores are not.
     """
     count = len(values)
     kept = _drop_hopeless(values, columns, count, k, slack)
-    if kept > count - count // 4:
-        for n in range(kept):
-            values[n] = _exact(table, row, columns[n])
-        _rank(values, columns, kept)
-        kept = k
-    return kept, values[k - 1] - 2 * slack
+    if kept <= count - count // 4:
+        return kept, values[k - 1] - 2 * slack
+    for n in range(kept):
+        values[n] = _link(_exact(table, row, columns[n]), table)
+    _rank(values, columns, kept)
+    for n in range(k):
+        values[n] = min(_exact(table, row, columns[n]), _ceiling(table))
+    return k, values[:k].min() - 2 * slack
 
 
 @jit
@@ -381,7 +391,7 @@ def scan_top_k(table, panels, first, last, k, slack, floor, filled, values, colu
     bound. All count rows from the first left panel and go on from call to call.
     """
     tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
-    capacity = values.shape[1]
+    capacity, ceiling = values.shape[1], _ceiling(table)
     for i, j in _walk(panels, first, last):
         low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
         if not _tile(panels, i, j, floor[low:high].min(), tile):
@@ -390,7 +400,7 @@ def scan_top_k(table, panels, first, last, k, slack, floor, filled, values, colu
         for row in range(low, high):
             itself = -1 if panels.distinct else panels.first_left + row
             for n in range(width):
-                value = tile[row - low, n]
+                value = min(tile[row - low, n], ceiling)
                 column = panels.first_right + j * TILE_COLUMNS + n
                 if value < floor[row] or column == itself:
                     continue

@@ -59,10 +59,9 @@ def terms(name: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return np.abs(left - right)
     if name == "squared":
         return (left - right) ** 2
-    half = left.shape[-1] // 2
-    u, v = left[..., :half], left[..., half:]
-    other_u, other_v = right[..., :half], right[..., half:]
-    return np.maximum(u, other_v) + np.maximum(v, other_u)
+    half = left.shape[-1] // 2  # left is [u, v], its partner the half-swap of right
+    swapped = np.concatenate([right[..., half:], right[..., :half]], axis=-1)
+    return np.maximum(left, swapped)
 
 
 def apply_link(raw: np.ndarray, plan: Plan) -> np.ndarray:

@@ -90,6 +90,15 @@ def jit(function: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
 
 
+def jit_generator(function: Callable[..., Any]) -> Any:
+    """Compile a generator; its code is kept with each function that loops over it.
+
+    A generator that Numba reads from its cache cannot be looped over by a function that it must
+    still compile, so it has no cache of its own.
+    """
+    return numba.njit(nogil=True, error_model="numpy")(function)
+
+
 # --- the vector types ----------------------------------------------------------------------------
 
 

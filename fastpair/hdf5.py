@@ -1,0 +1,295 @@
+"""HDF5 as fastpair uses it: opening and refusing files, text, places for raw bytes, outputs.
+
+Every file carries the attributes `fastpair_kind`, `format_version` and `created_by`, and nothing
+that changes from run to run: equal runs give equal bytes. Only `files`, which keeps what goes into
+runs, and `results`, which keeps what comes out, build on this room.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import pyarrow as pa
+
+from .errors import FastpairError, FileError
+from .ids import fixed_length, longest, text_from_numpy
+from .staging import Staging, writing
+
+FORMAT_VERSION = 1
+"""The version that is written, and the newest one that is understood."""
+
+LONGEST_FIXED_ID = 256
+"""Bytes: ids up to this length are stored with a fixed length, longer ones with a variable one."""
+
+PAGE = 4096
+"""Bytes: data sets start at a multiple of this."""
+
+IDS_AT_ONCE = 1 << 16
+"""Ids that are converted together; bounds the memory that a conversion takes."""
+
+WRITTEN = 1 << 32
+"""Added to a crc32, so that a block that was written is told from one that was not (0)."""
+
+
+# --- opening and checking -----------------------------------------------------------------------
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what HDF5 says about a file that it cannot read into one `FileError`."""
+    try:
+        yield
+    except FastpairError:
+        raise
+    except (OSError, EOFError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise FileError(
+            f"{path} cannot be read: it is damaged, cut short or not what it says it is "
+            f"({_short(error)}); make or fetch it again."
+        ) from error
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).strip("'\"").split())
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def check_readable(path: str | Path) -> Path:
+    """The path, if there is a file that can be opened.
+
+    Raises
+    ------
+    FileError
+        The file is missing, is a folder, or may not be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FileError(f"{path} is a folder, not a file; give the name of a file in it.")
+    if not path.exists():
+        raise FileError(f"{path} does not exist; check the name and the folder.")
+    if not os.access(path, os.R_OK):
+        raise FileError(f"{path} may not be read by this user; change its permissions.")
+    return path
+
+
+@contextmanager
+def open_hdf5(path: str | Path, *, locking: bool | str = "best-effort") -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading; whatever it turns out not to hold becomes a `FileError`."""
+    path = check_readable(path)
+    with reading(path):
+        if not h5py.is_hdf5(path):
+            raise FileError(
+                f"{path} is not an HDF5 file, or its beginning is damaged; "
+                "bring other formats into HDF5 with `fastpair convert`."
+            )
+        with h5py.File(path, "r", locking=locking) as file:
+            yield file
+
+
+def fastpair_kind(file: h5py.File, path: Path) -> str | None:
+    """What a file says that it is, None if fastpair did not write it.
+
+    Raises
+    ------
+    FileError
+        The file was written by a fastpair that is newer than this one.
+    """
+    kind = file.attrs.get("fastpair_kind")
+    if kind is None:
+        return None
+    written = int(file.attrs.get("format_version", 0))
+    if written > FORMAT_VERSION:
+        raise FileError(
+            f"{path} has format version {written}, but this fastpair understands versions up to "
+            f"{FORMAT_VERSION}; it was written by {file.attrs.get('created_by', 'a newer one')}: "
+            "install that version or a newer one."
+        )
+    return str(kind)
+
+
+def expect_kind(file: h5py.File, path: Path, kind: str) -> None:
+    """Refuse a file that is not a fastpair file of this kind."""
+    found = fastpair_kind(file, path)
+    if found != kind:
+        what = (
+            f"a fastpair file of kind {found}" if found else "an HDF5 file that is not fastpair's"
+        )
+        raise FileError(f"{path} is {what}, but a file of kind {kind} is needed here.")
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+def write_text(file: h5py.File, name: str, text: pa.Array) -> None:
+    """Store text as a data set, with a fixed length where no text is too long for that."""
+    width = max(1, longest(text))
+    fixed = width <= LONGEST_FIXED_ID
+    kind = h5py.string_dtype("utf-8", width if fixed else None)
+    dataset = file.create_dataset(name, (len(text),), kind)
+    for start in range(0, len(text), IDS_AT_ONCE):
+        part = text.slice(start, IDS_AT_ONCE)
+        values = fixed_length(part, width).view(kind) if fixed else part.to_numpy(False)
+        dataset[start : start + len(part)] = values
+
+
+def read_text(dataset: h5py.Dataset, start: int = 0, stop: int | None = None) -> pa.Array:
+    """A data set of strings (fixed or variable length) or integers as `pa.string()`."""
+    stop = len(dataset) if stop is None else stop
+    parts = [
+        text_from_numpy(dataset[at : min(at + IDS_AT_ONCE, stop)])
+        for at in range(start, stop, IDS_AT_ONCE)
+    ]
+    return pa.concat_arrays(parts) if parts else pa.array([], pa.string())
+
+
+class Hdf5Arrays:
+    """The data sets of any HDF5 file, read in blocks of rows.
+
+    Parameters
+    ----------
+    path : the file.
+
+    Attributes
+    ----------
+    entries : shape and type of every data set, by name; the type is "text" for strings.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = check_readable(path)
+        self.entries: dict[str, tuple[tuple[int, ...], np.dtype | str]] = {}
+
+        def collect(name: str, item: h5py.Dataset | h5py.Group) -> None:
+            if isinstance(item, h5py.Dataset):
+                text = h5py.check_string_dtype(item.dtype) is not None
+                self.entries[name] = (item.shape or (), "text" if text else item.dtype)
+
+        with open_hdf5(self.path) as file:
+            self.kind = fastpair_kind(file, self.path)
+            file.visititems(collect)
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray | pa.Array:
+        """Rows `start` to `stop` of a data set; strings and nothing else as `pa.string()`."""
+        with open_hdf5(self.path) as file:
+            dataset = file[name]
+            if dataset.id.get_create_plist().get_nfilters():
+                import hdf5plugin  # noqa: F401  registers the compressions of other writers
+            if self.entries[name][1] == "text":
+                return read_text(dataset, start, stop)
+            return dataset[start:stop]
+
+
+# --- outputs ------------------------------------------------------------------------------------
+
+
+def stamp(file: h5py.File, kind: str, attributes: Mapping[str, Any]) -> None:
+    """Write what every file carries, and the attributes of this one; None is left out."""
+    common = {
+        "fastpair_kind": kind,
+        "format_version": FORMAT_VERSION,
+        "created_by": f"fastpair {version('fastpair')}",
+    }
+    for name, value in {**common, **attributes}.items():
+        if value is not None:
+            file.attrs[name] = value
+
+
+def allocate(file: h5py.File, name: str, shape: Sequence[int], dtype: np.dtype | str) -> None:
+    """Make a contiguous data set whose room is fixed now and whose content is written later."""
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_layout(h5py.h5d.CONTIGUOUS)
+    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    settings.set_obj_track_times(False)
+    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+    space = h5py.h5s.create_simple(tuple(shape))
+    h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=settings)
+
+
+class Output:
+    """An HDF5 file under way: staged, locked, and named when its `with` block ends well.
+
+    Parameters
+    ----------
+    path : where the finished file shall stand.
+    kind : its `fastpair_kind`.
+    attributes : attributes of the file; those that are None are left out.
+    overwrite : whether a file that stands there already may be replaced.
+    lay_out : makes the data sets.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        kind: str,
+        attributes: Mapping[str, Any],
+        *,
+        overwrite: bool,
+        lay_out: Callable[[h5py.File], None],
+    ) -> None:
+        self.staging = Staging(path, overwrite=overwrite)
+        self.path = self.staging.path
+        try:
+            with writing(self.path):
+                self.file = create_hdf5(self.staging.partial)
+                stamp(self.file, kind, attributes)
+                lay_out(self.file)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def place(self, name: str) -> int:
+        """Byte at which a contiguous data set starts; 0 if it is empty."""
+        return int(self.file[name].id.get_offset() or 0)
+
+    def finish(self) -> None:
+        """Close the file and give it its name."""
+        try:
+            with writing(self.path):
+                self.file.close()
+            self.staging.finish()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Give up: nothing is left behind."""
+        try:
+            if hasattr(self, "file"):
+                self.file.close()
+        except (OSError, RuntimeError):
+            pass  # a full disk; the file goes anyway
+        finally:
+            self.staging.abandon()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.abandon()
+
+
+def create_hdf5(path: Path) -> h5py.File:
+    """Start an HDF5 file; the lock is `Staging`'s, so that HDF5 takes none."""
+    return h5py.File(
+        path,
+        "w",
+        libver=("earliest", "v108"),
+        locking=False,
+        alignment_threshold=PAGE // 2,
+        alignment_interval=PAGE,
+    )

@@ -1,0 +1,351 @@
+"""Embeddings out of any accepted file, in blocks of finite numbers; pairs come from `pairs`.
+
+Rows in messages are counted from 0, without a header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import ArgumentError, DataError
+from .formats import (
+    Arrays,
+    Columns,
+    TextColumns,
+    arrays_listed,
+    is_number,
+    is_numeric_type,
+    is_text_type,
+    open_format,
+)
+from .ids import check_ids, text_array
+
+EMBEDDING_ROWS = 8192
+"""Rows of embeddings that are read together, unless another number is asked for."""
+
+ID_NAMES = frozenset(
+    {"", "id", "ids", "_id", "key", "keys", "name", "names", "word", "words", "item", "token"}
+    | {"entity", "text", "label", "index", "uid", "uuid", "unnamed: 0", "__index_level_0__"}
+)
+"""Usual names of the id column of embeddings, in lower case; pandas writes the last three."""
+
+
+class EmbeddingSource:
+    """Embeddings in a file, read block by block.
+
+    Attributes
+    ----------
+    path : the file.
+    shape : (N, n).
+    dtype : float32, or float64 where the file holds that; smaller numbers are widened to float32.
+    ids : text, (N,), or None.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int],
+        dtype: np.dtype,
+        ids: pa.Array | None,
+        read: Callable[[int], Iterator[np.ndarray]],
+    ) -> None:
+        self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+        if not shape[0] or not shape[1]:
+            raise DataError(
+                f"{path} holds no embeddings: it has {shape[0]} rows and {shape[1]} columns of "
+                "numbers; give a file that has some."
+            )
+        self.ids = None if ids is None else check_ids(ids, str(path), shape[0])
+        self._read = read
+
+    def blocks(self, rows: int = EMBEDDING_ROWS) -> Iterator[tuple[int, np.ndarray]]:
+        """The embeddings in order.
+
+        Parameters
+        ----------
+        rows : rows a block, the last one may have fewer.
+
+        Yields
+        ------
+        tuple
+            The first row, and its block (b, n) of `dtype`, C-contiguous and finite.
+
+        Raises
+        ------
+        DataError
+            A number is missing, NaN or infinite.
+        """
+        start = 0
+        for block in _regroup(self._read(rows), rows):
+            block = np.ascontiguousarray(block, self.dtype)
+            finite = np.isfinite(block)
+            if not finite.all():
+                row, column = (int(at) for at in np.argwhere(~finite)[0])
+                name = "" if self.ids is None else f", id {self.ids[start + row].as_py()!r}"
+                raise DataError(
+                    f"{self.path} has {block[row, column]} in row {start + row} (counted from 0"
+                    f"{name}), column {column}; every number of an embedding must be finite."
+                )
+            yield start, block
+            start += len(block)
+        if start != self.shape[0]:
+            raise DataError(f"{self.path} changed while it was read: {start} rows came.")
+
+    def read(self) -> np.ndarray:
+        """All embeddings, (N, n) of `dtype`."""
+        result = np.empty(self.shape, self.dtype)
+        for start, block in self.blocks():
+            result[start : start + len(block)] = block
+        return result
+
+
+def _regroup(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same rows in blocks of exactly `size`, except the last."""
+    waiting: list[np.ndarray] = []
+    count = 0
+    for part in parts:
+        while count + len(part) >= size:
+            block = [*waiting, part[: size - count]]
+            part, waiting, count = part[size - count :], [], 0
+            yield block[0] if len(block) == 1 else np.concatenate(block)
+        if len(part):
+            waiting.append(part)
+            count += len(part)
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def open_embeddings(path: str | Path, *, dataset: str | None = None) -> EmbeddingSource:
+    """Open embeddings in any accepted format.
+
+    Parameters
+    ----------
+    path : CSV, TSV (also .gz), Parquet, .npy, .npz or HDF5.
+    dataset : name of the array in HDF5 or .npz or of the list column in Parquet, default:
+        `embeddings`, `data`, or the only one that can be meant.
+
+    Returns
+    -------
+    EmbeddingSource
+
+    Raises
+    ------
+    FileError
+        The file is missing, damaged, or of no known format.
+    DataError
+        It holds no embeddings, or ids that cannot name rows.
+    """
+    file = open_format(path)
+    if isinstance(file, Arrays):
+        return _array_embeddings(file, dataset)
+    if isinstance(file, TextColumns):
+        if dataset is not None:
+            raise ArgumentError(f"--dataset {dataset} has no meaning for the text file {path}.")
+        return _text_embeddings(file)
+    return _column_embeddings(file, dataset)
+
+
+def _smallest_float(kinds: Iterable[Any]) -> np.dtype:
+    wide = any(np.dtype(kind) == np.float64 for kind in kinds)
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+def _array_embeddings(file: Arrays, dataset: str | None) -> EmbeddingSource:
+    name = _embedding_array(file, dataset)
+    shape, dtype = file.entries[name]
+    if isinstance(dtype, str) or dtype.kind not in "fiu" or len(shape) != 2:
+        raise DataError(
+            f"{file.path}: {name!r} has shape {shape} and type {dtype}, but embeddings are real "
+            "numbers (rows, columns); give another array with --dataset or convert it."
+        )
+    ids = None
+    if "ids" in file.entries and name != "ids":
+        ids = _whole(file, "ids")
+
+    def read(rows: int) -> Iterator[np.ndarray]:
+        for start in range(0, shape[0], rows):
+            yield np.asarray(file.read(name, start, min(start + rows, shape[0])))
+
+    return EmbeddingSource(file.path, (shape[0], shape[1]), _smallest_float([dtype]), ids, read)
+
+
+def _embedding_array(file: Arrays, dataset: str | None) -> str:
+    if dataset is not None:
+        if dataset not in file.entries:
+            raise DataError(
+                f"{file.path} holds no array {dataset!r}; it holds {arrays_listed(file)}."
+            )
+        return dataset
+    for usual in ("embeddings", "data"):
+        if usual in file.entries and len(file.entries[usual][0]) == 2:
+            return usual
+    shaped = {n: d for n, (s, d) in file.entries.items() if len(s) == 2 and not isinstance(d, str)}
+    floats = [name for name, dtype in shaped.items() if dtype.kind == "f"]
+    if len(floats) == 1:
+        return floats[0]
+    if len(file.entries) == 1:
+        return next(iter(file.entries))
+    raise DataError(
+        f"{file.path} does not say which array holds the embeddings; it holds "
+        f"{arrays_listed(file)}: name one with --dataset."
+    )
+
+
+def _whole(file: Arrays, name: str) -> pa.Array:
+    """A one-dimensional array of text or integers as text."""
+    shape, dtype = file.entries[name]
+    if len(shape) != 1 or not (isinstance(dtype, str) or dtype.kind in "iu"):
+        raise DataError(
+            f"{file.path}: {name!r} has shape {shape} and type {dtype}, but ids are text or "
+            "integers, one for every row."
+        )
+    values = file.read(name, 0, shape[0])
+    return text_array(pa.array(values) if isinstance(values, np.ndarray) else values)
+
+
+def _text_embeddings(file: TextColumns) -> EmbeddingSource:
+    if not _embedding_header(file.first):
+        file.without_header()
+    sample = next(file.batches(file.names), None)
+    if sample is None or not sample.num_rows:
+        raise DataError(f"{file.path} holds no embeddings, only a header; give a file with rows.")
+    words = [
+        name
+        for number, name in enumerate(file.names)
+        if not is_number(sample.column(number)[0].as_py()) and sample.column(number)[0].as_py()
+    ]
+    named = [name for name in file.names if _names_ids(name)]
+    key = words[0] if words else (named[0] if named else None)
+    others = [name for name in words if name != key]
+    if others:
+        raise DataError(
+            f"{file.path} has more than one column that holds no numbers: {_names_listed(words)}; "
+            "keep the one with ids and the columns of numbers."
+        )
+    numbers = [name for name in file.names if name != key]
+    if len(set(file.names)) < len(file.names):
+        raise DataError(f"{file.path} has columns of the same name; give each its own.")
+    if key is None:
+        count, ids = file.count_rows(numbers[:1]), None
+    else:
+        chunks = [batch.column(0) for batch in file.batches([key])]
+        ids = text_array(pa.chunked_array(chunks, pa.string()))
+        count = len(ids)
+
+    def read(rows: int) -> Iterator[np.ndarray]:
+        for batch in file.batches(numbers, numbers=numbers):
+            yield _stack(batch, np.dtype(np.float64))
+
+    return EmbeddingSource(file.path, (count, len(numbers)), np.dtype(np.float64), ids, read)
+
+
+def _names_listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names[:12]) + (" ..." if len(names) > 12 else "")
+
+
+def _names_ids(name: str) -> bool:
+    return name.lower() in ID_NAMES
+
+
+def _embedding_header(first: list[str]) -> bool:
+    """Whether a first line is a header: not numbers (one id aside), or numbers 0, 1, 2 ..."""
+    for fields in (first, first[1:]):
+        if len(fields) > 1 and fields == [str(number) for number in range(len(fields))]:
+            return True
+    words = sum(not is_number(field) for field in first)
+    return words > 1 or words == len(first)
+
+
+def _stack(batch: pa.RecordBatch, dtype: np.dtype) -> np.ndarray:
+    """Columns of numbers side by side; what is missing becomes NaN."""
+    block = np.empty((batch.num_rows, batch.num_columns), dtype)
+    for number, column in enumerate(batch.columns):
+        wide = column.cast(pa.from_numpy_dtype(dtype), safe=False)
+        block[:, number] = pc.fill_null(wide, np.nan).to_numpy(zero_copy_only=False)
+    return block
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in lists) and is_numeric_type(kind.value_type)
+
+
+def _column_embeddings(file: Columns, dataset: str | None) -> EmbeddingSource:
+    kinds = {name: file.type_of(name) for name in file.names}
+    if dataset is not None and dataset not in kinds:
+        raise DataError(
+            f"{file.path} has no column {dataset!r}; it has {_names_listed(file.names)}."
+        )
+    lists = [dataset] if dataset else [name for name in kinds if _is_list(kinds[name])]
+    if len(lists) > 1 or (dataset and not _is_list(kinds[dataset])):
+        raise DataError(
+            f"{file.path} does not say which column holds the embeddings; it needs one column of "
+            f"lists of numbers and has {_names_listed(file.names)}: name one with --dataset."
+        )
+    key = _id_column(file, kinds, lists)
+    count = file.count_rows([])
+    ids = None
+    if key is not None:
+        chunks = [text_array(batch.column(0)) for batch in file.batches([key])]
+        ids = text_array(pa.chunked_array(chunks, pa.string()))
+    if lists:
+        return _list_embeddings(file, lists[0], count, ids)
+    numbers = [name for name in kinds if name != key]
+    dtype = _smallest_float(kinds[name].to_pandas_dtype() for name in numbers)
+
+    def read(rows: int) -> Iterator[np.ndarray]:
+        for batch in file.batches(numbers):
+            yield _stack(batch, dtype)
+
+    return EmbeddingSource(file.path, (count, len(numbers)), dtype, ids, read)
+
+
+def _id_column(file: Columns, kinds: dict[str, pa.DataType], lists: Sequence[str]) -> str | None:
+    """The column of ids: beside lists text or integers, beside columns of numbers only text."""
+    texts = [name for name in kinds if is_text_type(kinds[name])]
+    able = [
+        n for n in kinds if n not in lists and (is_text_type(kinds[n]) or is_numeric_type(kinds[n]))
+    ]
+    named = [name for name in able if _names_ids(name)]
+    if lists:
+        only = able if len(able) == 1 else texts if len(texts) == 1 else []
+        return next(iter(named or only), None)
+    strange = [n for n in kinds if not is_text_type(kinds[n]) and not is_numeric_type(kinds[n])]
+    if strange or len(texts) > 1:
+        raise DataError(
+            f"{file.path} holds no embeddings: it needs one column of lists of numbers, or columns "
+            f"of numbers and at most one of text, and has {_names_listed(file.names)}."
+        )
+    integers = [name for name in named if not pa.types.is_floating(kinds[name])]
+    return next(iter(texts or integers), None)
+
+
+def _list_embeddings(file: Columns, name: str, count: int, ids: pa.Array | None) -> EmbeddingSource:
+    dtype = _smallest_float([file.type_of(name).value_type.to_pandas_dtype()])
+    first = next(file.batches([name]), None)
+    columns = 0
+    if first is not None and first.num_rows and first.column(0)[0].is_valid:
+        columns = len(first.column(0)[0])
+
+    def read(rows: int) -> Iterator[np.ndarray]:
+        start = 0
+        for batch in file.batches([name]):
+            lengths = pc.fill_null(pc.list_value_length(batch.column(0)), 0).to_numpy()
+            if (lengths != columns).any():
+                row = int(np.flatnonzero(lengths != columns)[0])
+                raise DataError(
+                    f"{file.path} has {lengths[row]} numbers in row {start + row} (counted from 0) "
+                    f"of column {name!r} and {columns} in row 0; all rows need the same."
+                )
+            values = pc.list_flatten(batch.column(0)).cast(pa.from_numpy_dtype(dtype), safe=False)
+            flat = pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False)
+            yield flat.reshape(-1, columns)
+            start += batch.num_rows
+
+    return EmbeddingSource(file.path, (count, columns), dtype, ids, read)
