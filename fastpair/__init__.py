@@ -1,1 +1,1 @@
-"""fastpair: learn how similar two things are from good and bad pairs, then score pairs by the hundred million."""
+"""fastpair: learn how similar two things are from good and bad pairs, then score by the million."""

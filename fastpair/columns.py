@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .errors import ArgumentError, DataError
+from fastpair.errors import ArgumentError, DataError
 
 PAIR_NAMES = [
     ("left", "right"),
@@ -69,7 +69,11 @@ def pair_candidates(names: Sequence[str]) -> list[tuple[str, str]]:
     for left_pattern, right_pattern in PAIR_PATTERNS:
         lefts, rights = _stems(left_pattern, names), _stems(right_pattern, names)
         found += [(lefts[stem], rights[stem]) for stem in lefts if stem in rights]
-    return found
+    # x1 and x2 beside x0 or x3 are columns of numbers, not keys.
+    series = _stems(r"(.+?)[_\-. ]?[03]", names)
+    return [
+        (left, right) for left, right in found if left[:-1].rstrip("_-. ").lower() not in series
+    ]
 
 
 def _stems(pattern: str, names: Sequence[str]) -> dict[str, str]:
@@ -198,7 +202,8 @@ def parse_labels(labels: pa.Array, file: str, first_row: int) -> np.ndarray:
         row = int(np.flatnonzero(~np.isfinite(result))[0])
         raise DataError(
             f"{file} has the label {labels[row].as_py()!r} in row {first_row + row} "
-            "(counted from 0); a label is 0 or 1, -1 or 1, true or false, good or bad, yes or no, or a grade."
+            "(counted from 0); a label is 0 or 1, -1 or 1, true or false, good or bad, "
+            "yes or no, or a grade."
         )
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -17,23 +18,25 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
-from .errors import ArgumentError
-from .hdf5 import (
+from fastpair.errors import ArgumentError
+from fastpair.hdf5 import (
     LONGEST_FIXED_ID,
     WRITTEN,
+    Hdf5Arrays,
     Output,
     allocate,
     expect_kind,
+    fastpair_kind,
     open_hdf5,
     read_text,
     write_text,
 )
-from .ids import check_ids, fixed_length
-from .kernels import SEGMENTS, Plan, RowLayout
-from .staging import read_at, write_at, writing
+from fastpair.ids import check_ids, fixed_length, longest
+from fastpair.kernels import SEGMENTS, Plan, RowLayout
+from fastpair.staging import PARTIAL, read_at, write_at, writing
 
 if TYPE_CHECKING:
-    from .model import Model
+    from fastpair.model import Model
 
 CHECKED_BYTES = 1 << 22
 """Bytes, about: what one checksum of a table stands for."""
@@ -162,6 +165,7 @@ class Table:
     side : "both", "left" or "right".
     unit : what scores are in: "log-odds", "grade" or "similarity".
     threshold : score from which a pair is good, or None.
+    digest : SHA-256 (hex) over rows, plan and ids: equal only for equal tables.
     """
 
     rows: np.ndarray
@@ -172,6 +176,7 @@ class Table:
     side: str
     unit: str
     threshold: float | None
+    digest: str
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -339,10 +344,21 @@ def read_table(path: str | Path, *, random_access: bool = True) -> Table:
             side=str(file.attrs["side"]),
             unit=str(file.attrs["unit"]),
             threshold=None if threshold is None else float(threshold),
+            digest=_table_digest(file),
         )
         if table.ids is not None and len(table.ids) != len(rows):
             raise ValueError(f"{len(table.ids)} ids for {len(rows)} rows")
     return table
+
+
+def _table_digest(file: h5py.File) -> str:
+    """A digest of a table that stands on the checksums of its rows."""
+    digest = hashlib.sha256(f"{file.attrs['plan']} {file.attrs['model_fingerprint']}".encode())
+    digest.update(file["block_checksum"][:].tobytes())
+    if "ids" in file:
+        ids = read_text(file["ids"])
+        digest.update(fixed_length(ids, max(1, longest(ids))).tobytes())
+    return digest.hexdigest()
 
 
 def _read_rows(path: Path, file: h5py.File, random_access: bool) -> np.ndarray:
@@ -409,7 +425,7 @@ def read_model(path: str | Path) -> Model:
     FileError
         The file is missing, damaged, or not a model.
     """
-    from .model import Model
+    from fastpair.model import Model
 
     path = Path(path)
     with open_hdf5(path) as file:
@@ -427,3 +443,98 @@ def read_model(path: str | Path) -> Model:
         if model.fingerprint() != file.attrs["fingerprint"]:
             raise ValueError("its content does not agree with its fingerprint")
     return model
+
+
+# --- what a file is -----------------------------------------------------------------------------
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """What a file is and whether it is whole, for people and as JSON.
+
+    Parameters
+    ----------
+    path : an HDF5 file, also one that is still being made or whose making was interrupted.
+
+    Returns
+    -------
+    dict
+        `path`, `kind` (None if fastpair did not write it), `summary` (a sentence), `datasets`
+        (shape and type by name), `attributes`, `ids` (whether it carries any), `whole` (True, False
+        or None where nothing tells) and for unfinished scores `blocks_done` and `blocks`.
+
+    Raises
+    ------
+    FileError
+        The file is missing, damaged, not HDF5, or written by a newer fastpair.
+    """
+    path = Path(path)
+    with open_hdf5(path, locking=not path.name.endswith(PARTIAL)) as file:
+        kind = fastpair_kind(file, path)
+        datasets = Hdf5Arrays(path, locking=not path.name.endswith(PARTIAL)).entries
+        result: dict[str, Any] = {
+            "path": str(path),
+            "kind": kind,
+            "datasets": {
+                name: {"shape": list(shape), "dtype": "text" if dtype == "text" else str(dtype)}
+                for name, (shape, dtype) in datasets.items()
+            },
+            "attributes": {name: _plain(value) for name, value in file.attrs.items()},
+            "ids": "ids" in datasets,
+            "whole": None,
+        }
+        if "block_checksum" in datasets:
+            result.update(_progress(path, file))
+    result["summary"] = _summary(result)
+    return result
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as JSON has it; text that is JSON itself is opened."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, str) and value.startswith("{"):
+        with suppress(ValueError):
+            return json.loads(value)
+    return value if isinstance(value, (str, int, float, bool)) else str(value)
+
+
+def _progress(path: Path, file: h5py.File) -> dict[str, Any]:
+    """Which blocks of rows or scores agree with their checksums."""
+    dataset = file["rows" if "rows" in file else "score"]
+    start, width = dataset.id.get_offset(), dataset.dtype.itemsize
+    sums = file["block_checksum"][:].tolist()
+    if len(dataset) and start is None:
+        return {}  # repacked by another tool
+    done = 0
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        pieces = _pieces(len(dataset), int(file.attrs["checksum_rows"]))
+        for piece, checksum in zip(pieces, sums, strict=True):
+            block = np.empty((len(piece), width), np.uint8)
+            done += bool(checksum) and _load(block, piece, descriptor, start) == checksum
+    finally:
+        os.close(descriptor)
+    return {"blocks": len(sums), "blocks_done": done, "whole": done == len(sums)}
+
+
+def _summary(found: dict[str, Any]) -> str:
+    kind, datasets = found["kind"], found["datasets"]
+    listed = ", ".join(
+        f"{name} {' x '.join(map(str, entry['shape'])) or 'one value'} {entry['dtype']}"
+        for name, entry in list(datasets.items())[:12]
+        if kind != "table" or name != "rows"
+    )
+    if kind is None:
+        return f"an HDF5 file that is not fastpair's, with {listed or 'no data sets'}"
+    attributes = found["attributes"]
+    what = f"{attributes.get('form', '')} {kind}".strip()
+    if kind == "table":
+        count, model = datasets["rows"]["shape"][0], attributes["model_name"]
+        listed = f"{count} rows of {attributes['precision']} by model {model}"
+    elif kind == "model":
+        listed = f"fingerprint {attributes['fingerprint'][:12]}"
+    state = {True: "; whole", False: "; damaged", None: ""}[found["whole"]]
+    if found["path"].endswith(PARTIAL):
+        done, blocks = found.get("blocks_done", 0), found.get("blocks", 0)
+        state = f"; unfinished, {done} of {blocks} blocks are done" if blocks else "; unfinished"
+    return f"a fastpair {what} file: {listed}{state}"

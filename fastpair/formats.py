@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from .errors import DataError, FastpairError, FileError
-from .hdf5 import Hdf5Arrays, check_readable, reading
-from .ids import text_from_numpy
+from fastpair.errors import DataError, FastpairError, FileError
+from fastpair.hdf5 import Hdf5Arrays, check_readable, reading
+from fastpair.ids import text_from_numpy
 
 SAMPLE_BYTES = 1 << 20
 """Bytes of a text file that are looked at to see how it is made."""
@@ -77,7 +77,7 @@ class TextColumns:
 
     Attributes
     ----------
-    names : from the first line, or column1, column2 ... once `without_header` was called.
+    names : from the first line, or others once `without_header` was called.
     first : the fields of the first line.
     """
 
@@ -122,9 +122,10 @@ class TextColumns:
         assert best is not None
         return best[1], best[2]
 
-    def without_header(self) -> None:
-        """Take the first line for data."""
-        self.names = [f"column{number + 1}" for number in range(len(self.first))]
+    def without_header(self, names: Sequence[str] = ()) -> None:
+        """Take the first line for data; the columns are then called by these names."""
+        numbered = [f"column{number + 1}" for number in range(len(self.first))]
+        self.names = [*names, *numbered[len(names) :]]
         self._skip -= 1
 
     def type_of(self, name: str) -> pa.DataType:

@@ -19,9 +19,9 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
-from .errors import FastpairError, FileError
-from .ids import fixed_length, longest, text_from_numpy
-from .staging import Staging, writing
+from fastpair.errors import FastpairError, FileError
+from fastpair.ids import fixed_length, longest, text_from_numpy
+from fastpair.staging import PARTIAL, Staging, writing
 
 FORMAT_VERSION = 1
 """The version that is written, and the newest one that is understood."""
@@ -155,13 +155,15 @@ class Hdf5Arrays:
     Parameters
     ----------
     path : the file.
+    locking : see `open_hdf5`.
 
     Attributes
     ----------
+    kind : what the file says that it is, None if fastpair did not write it.
     entries : shape and type of every data set, by name; the type is "text" for strings.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, locking: bool | str = "best-effort") -> None:
         self.path = check_readable(path)
         self.entries: dict[str, tuple[tuple[int, ...], np.dtype | str]] = {}
 
@@ -170,7 +172,7 @@ class Hdf5Arrays:
                 text = h5py.check_string_dtype(item.dtype) is not None
                 self.entries[name] = (item.shape or (), "text" if text else item.dtype)
 
-        with open_hdf5(self.path) as file:
+        with open_hdf5(self.path, locking=locking) as file:
             self.kind = fastpair_kind(file, self.path)
             file.visititems(collect)
 
@@ -222,6 +224,7 @@ class Output:
     attributes : attributes of the file; those that are None are left out.
     overwrite : whether a file that stands there already may be replaced.
     lay_out : makes the data sets.
+    suffix : what is appended to the name meanwhile.
     """
 
     def __init__(
@@ -232,8 +235,9 @@ class Output:
         *,
         overwrite: bool,
         lay_out: Callable[[h5py.File], None],
+        suffix: str = PARTIAL,
     ) -> None:
-        self.staging = Staging(path, overwrite=overwrite)
+        self.staging = Staging(path, overwrite=overwrite, suffix=suffix)
         self.path = self.staging.path
         try:
             with writing(self.path):

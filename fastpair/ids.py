@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .errors import DataError
+from fastpair.errors import DataError
 
 
 def check_ids(ids: pa.Array, name: str, count: int | None = None) -> pa.Array:
@@ -116,4 +116,4 @@ def text_from_numpy(values: np.ndarray) -> pa.Array:
 
 def all_integers(ids: pa.Array) -> bool:
     """Whether every id is the decimal text of an integer, such as "7" but not "007"."""
-    return bool(pc.all(pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]*)$")).as_py())
+    return bool(pc.all(pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]{0,17})$")).as_py())

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .errors import ArgumentError, DataError
-from .formats import (
+from fastpair.errors import ArgumentError, DataError
+from fastpair.formats import (
     Arrays,
     Columns,
     TextColumns,
@@ -24,7 +24,7 @@ from .formats import (
     is_text_type,
     open_format,
 )
-from .ids import check_ids, text_array
+from fastpair.ids import check_ids, text_array
 
 EMBEDDING_ROWS = 8192
 """Rows of embeddings that are read together, unless another number is asked for."""

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .columns import find_columns, parse_labels
-from .errors import ArgumentError, DataError
-from .formats import (
+from fastpair.columns import find_columns, parse_labels
+from fastpair.errors import ArgumentError, DataError
+from fastpair.formats import (
     Arrays,
     Columns,
     TextColumns,
@@ -26,7 +26,7 @@ from .formats import (
     is_text_type,
     open_format,
 )
-from .ids import all_integers, text_array
+from fastpair.ids import all_integers, text_array
 
 ARRAY_PAIRS = 1 << 18
 """Pairs that are read together from arrays."""
@@ -61,7 +61,8 @@ class RawPairs:
     path : the file.
     names : of the two key columns; ("left", "right") where there are none.
     count : M, the number of pairs.
-    has_labels : whether batches have a third column, the labels.
+    label : name of the label column, None if there is none.
+    has_labels : whether batches have labels as a third column.
     integers : whether keys come from arrays of integers, which are rows unless ids say other.
     read : gives batches of left, right and perhaps label from a row on.
     """
@@ -69,6 +70,7 @@ class RawPairs:
     path: Path
     names: tuple[str, str]
     count: int
+    label: str | None
     has_labels: bool
     integers: bool
     read: Callable[[int], Iterator[pa.RecordBatch]]
@@ -116,7 +118,7 @@ class PairSource:
         DataError
             A row is outside the table, an id is unknown, or a label is not one.
         """
-        for batch in _regroup_batches(self._raw.read(start), size):
+        for batch in regroup_batches(self._raw.read(start), size):
             left_keys, right_keys = batch.column(0), batch.column(1)
             left, right = self._rows(left_keys, right_keys, start)
             label = None
@@ -130,8 +132,8 @@ class PairSource:
     def _rows(self, left: pa.Array, right: pa.Array, start: int) -> tuple[np.ndarray, np.ndarray]:
         (left_ids, left_count), (right_ids, right_count) = self._tables
         sides = [
-            _Side(str(self.path), self.names[0], left, start, left_count),
-            _Side(str(self.path), self.names[1], right, start, right_count),
+            Side(str(self.path), self.names[0], left, start, left_count),
+            Side(str(self.path), self.names[1], right, start, right_count),
         ]
         if self.keys == "rows":
             return sides[0].row_numbers(), sides[1].row_numbers()
@@ -149,8 +151,16 @@ class PairSource:
 
 
 @dataclass(frozen=True)
-class _Side:
-    """The keys of one side of a block of pairs."""
+class Side:
+    """The keys of one side of a block of pairs.
+
+    Parameters
+    ----------
+    path, name : the file and its column, for messages.
+    keys : as the file has them, (b,).
+    start : the row of the file of the first key, for messages.
+    count : rows of the table.
+    """
 
     path: str
     name: str
@@ -186,7 +196,10 @@ class _Side:
     def _integers(self) -> np.ndarray:
         kind, rest = self.keys.type, ", which is no row number; whole numbers are needed, or ids"
         if is_text_type(kind):
-            good = pc.match_substring_regex(self.keys, r"^-?[0-9]{1,18}$")
+            try:
+                return np.ascontiguousarray(self.keys.cast(pa.int64()).to_numpy())
+            except pa.ArrowInvalid:
+                good = pc.match_substring_regex(self.keys, r"^-?[0-9]{1,18}$")
             bad = ~good.to_numpy(zero_copy_only=False)
             self._refuse(bad, f"{rest} together with embeddings that carry ids.")
         elif pa.types.is_floating(kind):
@@ -232,7 +245,7 @@ class _Side:
         return found.to_numpy().astype(np.int64)
 
 
-def _regroup_batches(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+def regroup_batches(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
     """The same rows in batches of exactly `size`, except the last."""
     waiting: list[pa.RecordBatch] = []
     count = 0
@@ -362,17 +375,20 @@ def _signed_labels(raw: RawPairs) -> bool:
 def _column_pairs(
     file: Columns, asked: tuple[str | None, str | None, str | None], want_labels: bool
 ) -> RawPairs:
-    headed = True
-    if isinstance(file, TextColumns) and asked == (None, None, None):
-        headed = len(file.first) not in (2, 3) or not all(map(is_number, file.first))
-        if not headed:
-            file.without_header()
+    if (
+        isinstance(file, TextColumns)
+        and asked == (None, None, None)
+        and len(file.first) in (2, 3)
+        and all(map(is_number, file.first))
+    ):
+        file.without_header(("left", "right", "label")[: len(file.first)])
     left, right, label = find_columns(str(file.path), file.names, *asked, want_labels=want_labels)
     columns = [left, right] + ([label] if want_labels and label is not None else [])
     return RawPairs(
         path=file.path,
-        names=(left, right) if headed else ("left", "right"),
+        names=(left, right),
         count=file.count_rows(columns),
+        label=label,
         has_labels=len(columns) == 3,
         integers=False,
         read=lambda start: file.batches(columns, start),
@@ -415,7 +431,7 @@ def _array_pairs(
             yield pa.RecordBatch.from_arrays(arrays, ["left", "right", "label"][: len(arrays)])
 
     integers = all(not isinstance(file.entries[name][1], str) for name, _ in sources)
-    return RawPairs(file.path, (left, right), count, len(names) == 3, integers, read)
+    return RawPairs(file.path, (left, right), count, label, len(names) == 3, integers, read)
 
 
 def _arrow(values: np.ndarray | pa.Array, column: int | None) -> pa.Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,20 +13,22 @@ from typing import Any, Self
 import h5py
 import numpy as np
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
-from .errors import ArgumentError, FileError, MismatchError
-from .hdf5 import (
+from fastpair.errors import ArgumentError, FileError, MismatchError
+from fastpair.hdf5 import (
     WRITTEN,
     Output,
     allocate,
     create_hdf5,
     expect_kind,
     open_hdf5,
+    read_text,
     stamp,
     write_text,
 )
-from .ids import check_ids
-from .staging import Staging, read_at, reserve, write_at, writing
+from fastpair.ids import check_ids
+from fastpair.staging import WRITING, Staging, read_at, reserve, write_at, writing
 
 SCORE_BLOCK = 1 << 20
 """Pairs whose scores are written, checked and resumed together."""
@@ -116,7 +119,8 @@ class ScoreFile:
     def _create(self, attributes: Mapping[str, Any]) -> None:
         with writing(self.path):
             with create_hdf5(self.staging.partial) as file:
-                stamp(file, "scores", {"identity": json.dumps(self.identity), **attributes})
+                common = {"identity": json.dumps(self.identity), "checksum_rows": SCORE_BLOCK}
+                stamp(file, "scores", {**common, **attributes})
                 allocate(file, "score", (self.count,), "<f4")
                 file.create_dataset("block_checksum", (self.blocks,), "u8", fillvalue=0)
                 file["block_checksum"][...] = 0
@@ -248,7 +252,10 @@ def write_filtered_scores(
         for name, dtype in (("row", "i8"), ("left", "i8"), ("right", "i8"), ("score", "f4")):
             columns.append(_Growing(file, name, dtype))
 
-    with Output(path, "scores", attributes or {}, overwrite=overwrite, lay_out=lay_out) as output:
+    output = Output(
+        path, "scores", attributes or {}, overwrite=overwrite, lay_out=lay_out, suffix=WRITING
+    )
+    with output:
         for block in blocks:
             with writing(output.path):
                 for column, values in zip(columns, block, strict=True):
@@ -483,8 +490,8 @@ class _Histogram(_Matrix):
 
 def write_histogram(
     path: str | Path,
-    edges: np.ndarray,
-    counts: np.ndarray,
+    edges: ArrayLike,
+    counts: ArrayLike,
     *,
     attributes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -498,3 +505,38 @@ def write_histogram(
     ):
         output.file.create_dataset("edges", data=np.asarray(edges, np.float64))
         output.file.create_dataset("counts", data=np.asarray(counts, np.int64))
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The best of every row, as `TopKWriter` wrote them.
+
+    Parameters
+    ----------
+    indices : (N, k) int64, -1 where a row has fewer than k.
+    scores : (N, k) float32, NaN where a row has fewer than k.
+    ids : text that names rows, (N,), or None.
+    ids_right : text that names what `indices` point at; None: the rows themselves.
+    """
+
+    indices: np.ndarray
+    scores: np.ndarray
+    ids: pa.Array | None
+    ids_right: pa.Array | None
+
+
+def read_top_k(path: str | Path) -> TopK:
+    """Read the best of every row.
+
+    Raises
+    ------
+    FileError
+        The file is missing, damaged, or not a top-k matrix.
+    """
+    path = Path(path)
+    with open_hdf5(path) as file:
+        expect_kind(file, path, "matrix")
+        if file.attrs["form"] != "top_k":
+            raise FileError(f"{path} is a {file.attrs['form']} matrix, expected a top_k one.")
+        texts = {n: read_text(file[n]) if n in file else None for n in ("ids", "ids_right")}
+        return TopK(file["indices"][:], file["scores"][:], **texts)

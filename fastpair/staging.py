@@ -18,10 +18,13 @@ from types import TracebackType
 
 import numpy as np
 
-from .errors import FastpairError, FileError
+from fastpair.errors import FastpairError, FileError
 
 PARTIAL = ".partial"
 """What is appended to the name of an output while it is being made."""
+
+WRITING = ".writing"
+"""The same for an export of scores: NAME.partial holds the scores themselves."""
 
 
 def reason(error: BaseException) -> str:

@@ -28,13 +28,20 @@ DEFAULT_LOSS = "cross-entropy+ranking"
 FEWEST_PAIRS = 30
 """Below this, only threshold and calibration of the raw cosine are fitted."""
 
-LEARNING_RATE = 2e-3
-"""Adam's rate for projections at its height."""
+LEARNING_RATE = 0.04
+"""Adam's rate for projections at its height is this over the root of the embeddings' columns: a
+step then moves a tower output by about the same, however many columns there are."""
 
-PACE = 10.0
+PACE = 5.0
 """How many times faster than projections the heads' own weights and the constant move."""
 
-PULL = 30.0
+STEPS = 1000
+"""Batches to learn from, about, when no number of epochs is given."""
+
+PATIENCE = 10
+"""Learning stops early after this many epochs without a better ranking of validation pairs."""
+
+PULL = 1.0
 """Each step draws projections back to their start by rate * PULL of the way (L2-SP)."""
 
 START_SCALE = 5.0
@@ -94,7 +101,7 @@ def train(
     graded: bool = False,
     epochs: int | None = None,
     batch: int = 256,
-    learning_rate: float = LEARNING_RATE,
+    learning_rate: float | None = None,
     seed: int = 0,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainingResult:
@@ -113,7 +120,7 @@ def train(
     graded : learn the grade itself; scores are then predicted grades, without a threshold.
     epochs : passes over the pairs; default: the fewer the more pairs there are.
     batch : pairs in a step.
-    learning_rate : Adam's rate for projections at its height.
+    learning_rate : Adam's rate for projections at its height; default: see `LEARNING_RATE`.
     seed : of everything random; with the same number of threads, equal seeds give equal models.
     on_epoch : called with each entry of the history as it is made.
 
@@ -124,47 +131,40 @@ def train(
     """
     heads = [find_head(name.strip()).name for name in head.split("+")]
     losses = [_find_loss(name.strip()) for name in loss.split("+")]
+    if embeddings.ndim != 2 or embeddings.shape[1] == 0:
+        raise ArgumentError(f"embeddings have shape {embeddings.shape}, expected (rows, columns)")
+    columns = embeddings.shape[1]
     for name, value in (("epochs", epochs), ("batch", batch), ("learning_rate", learning_rate)):
         if value is not None and not value > 0:
             raise ArgumentError(f"{name} is {value}, expected a number above 0")
-    columns = embeddings.shape[1]
     if dim is not None and not 1 <= dim <= columns:
         raise ArgumentError(f"dim is {dim}, expected 1 to {columns}, the embeddings' columns")
     given = _checked_pairs(embeddings, (left, right, labels), graded, "pairs")
     held = None if valid is None else _checked_pairs(embeddings, valid, graded, "validation pairs")
+    if len(given) < FEWEST_PAIRS:
+        return _cosine_alone(embeddings, given, held, graded, "are too few to learn from")
     rng = np.random.default_rng(seed)
-    split = (given, held, "given apart") if held else split_pairs(given, rng)
-    if len(given) < FEWEST_PAIRS or split is None:
-        return _cosine_alone(embeddings, given, held, graded)
+    split = split_pairs(given, rng) if held is None else (given, held, "given apart")
+    if split is None:
+        why = "have too few of one kind to set validation pairs aside"
+        return _cosine_alone(embeddings, given, held, graded, why)
     given, held, origin = split
 
-    rows, given_rows, held_rows = _unit_rows_in_use(embeddings, given, held)
-    branches = _start(heads, dim or columns, rows, rng)
-    learner = _Learner(branches, rows, given_rows, losses)
-    metric = "spearman" if graded else "average_precision"
-    epochs = epochs or _default_epochs(len(given), batch)
-    history: list[dict[str, Any]] = []
-    best: tuple[float, list[Branch], float] = (-np.inf, branches, 0.0)
-    for epoch, mean_loss in enumerate(learner.epochs(epochs, batch, learning_rate, rng), start=1):
-        value = _rank_quality(learner.scores(held_rows), held.labels, graded)
-        history.append({"epoch": epoch, "epochs": epochs, "loss": mean_loss, metric: value})
-        if on_epoch is not None:
-            on_epoch(history[-1])
-        if value > best[0]:
-            best = (value, *learner.snapshot())
-    description = {
+    settings: dict[str, Any] = {
         "head": head,
         "loss": loss,
         "dim": dim or columns,
-        "epochs": epochs,
+        "epochs": epochs or int(np.clip(STEPS // -(-len(given) // batch), 4, 40)),
         "batch": batch,
-        "learning_rate": learning_rate,
+        "learning_rate": learning_rate or LEARNING_RATE / columns**0.5,
         "seed": seed,
-        "pairs": len(given),
-        "validation_pairs": f"{len(held)}, {origin}",
     }
-    model = Model(best[1], columns, unit_rows=True, constant=best[2], description=description)
-    return _finish(embeddings, model, held, graded, history)
+    rows, given_rows, held_rows = _unit_rows_in_use(embeddings, given, held)
+    learner = _Learner(_start(heads, settings["dim"], rows, rng), rows, given_rows, losses)
+    branches, constant, history = _learn(learner, held_rows, graded, settings, rng, on_epoch)
+    description = {**settings, "graded": graded, "pairs": len(given), "validation_pairs": len(held)}
+    model = Model(branches, columns, unit_rows=True, constant=constant, description=description)
+    return _finish(embeddings, model, held, origin, graded, history)
 
 
 def _checked_pairs(
@@ -436,9 +436,31 @@ class _Learner:
         return [branch.as_float64() for branch in self.branches], float(self.constant[0])
 
 
-def _default_epochs(pairs: int, batch: int) -> int:
-    steps = -(-pairs // batch)
-    return int(np.clip(220 // steps, 4, 40))
+def _learn(
+    learner: _Learner,
+    held: Pairs,
+    graded: bool,
+    settings: dict[str, Any],
+    rng: np.random.Generator,
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+) -> tuple[list[Branch], float, list[dict[str, Any]]]:
+    """Learn until the epochs are over or `PATIENCE` is; return the best epoch and the history."""
+    metric = "spearman" if graded else "average_precision"
+    history: list[dict[str, Any]] = []
+    best, best_epoch, kept = -np.inf, 0, learner.snapshot()
+    for loss in learner.epochs(
+        settings["epochs"], settings["batch"], settings["learning_rate"], rng
+    ):
+        epoch = len(history) + 1
+        value = _rank_quality(learner.scores(held), held.labels, graded)
+        history.append({"epoch": epoch, "epochs": settings["epochs"], "loss": loss, metric: value})
+        if on_epoch is not None:
+            on_epoch(history[-1])
+        if value > best:
+            best, best_epoch, kept = value, epoch, learner.snapshot()
+        elif epoch - best_epoch >= PATIENCE:
+            break
+    return *kept, history
 
 
 def _rank_quality(scores: np.ndarray, labels: np.ndarray, graded: bool) -> float:
@@ -492,63 +514,67 @@ def fit_grade(scores: np.ndarray, grades: np.ndarray) -> tuple[float, float]:
     return slope, float(grades.mean() - slope * scores.mean())
 
 
-def _calibrated(
-    embeddings: np.ndarray, model: Model, pairs: Pairs, graded: bool, notes: list[str]
-) -> Model:
-    """Bring a model's scores into log-odds, with the threshold of the best F1, or into grades."""
-    scores = _score_pairs(embeddings, model, pairs)
-    slope, offset = (fit_grade if graded else fit_log_odds)(scores, pairs.labels)
-    if slope <= 0:
-        notes.append(
-            "similar pairs do not have the higher labels, so scores hardly differ: look at the data"
-        )
-        slope, mean = 1e-3 / max(float(scores.std()), 1e-9), float(pairs.labels.mean())
-        offset = (mean if graded else float(np.log(mean / (1 - mean)))) - slope * scores.mean()
-    if graded:
-        return model.calibrated(slope, offset, unit="grade")
-    threshold = best_threshold(offset + slope * scores, pairs.labels)
-    return model.calibrated(slope, offset, unit="log-odds", threshold=threshold)
-
-
-def _raw_cosine_model(embeddings: np.ndarray) -> Model:
-    return replace(builtin("cosine"), input_columns=embeddings.shape[1])
-
-
 def _cosine_alone(
-    embeddings: np.ndarray, given: Pairs, held: Pairs | None, graded: bool
+    embeddings: np.ndarray, given: Pairs, held: Pairs | None, graded: bool, why: str
 ) -> TrainingResult:
     """Fit only calibration and threshold of the raw cosine, on all pairs that came."""
     parts = [given] if held is None else [given, held]
     sides = [np.concatenate([getattr(p, f) for p in parts]) for f in ("left", "right", "labels")]
-    pairs = Pairs(*sides)
-    notes = [
-        f"{len(given)} pairs are too few to learn from (or have too few of one kind): only the "
-        f"calibration{'' if graded else ' and threshold'} of the raw cosine were fitted"
-    ]
-    description = {"head": "cosine", "projection": "none", "pairs": len(pairs), "notes": notes}
-    model = replace(_raw_cosine_model(embeddings), description=description)
-    return TrainingResult(_calibrated(embeddings, model, pairs, graded, notes), [], notes)
+    fitted = "calibration" if graded else "calibration and threshold"
+    notes = [f"the {len(given)} pairs {why}: only {fitted} of the raw cosine were fitted"]
+    description = {"head": "cosine", "learned": False, "graded": graded, "pairs": len(sides[0])}
+    return _result(embeddings, _raw_cosine_model(embeddings), Pairs(*sides), description, [], notes)
 
 
 def _finish(
     embeddings: np.ndarray,
     model: Model,
     held: Pairs,
+    origin: str,
     graded: bool,
     history: list[dict[str, Any]],
 ) -> TrainingResult:
     """Keep the learned model, or raw cosine where that ranks better, and calibrate it."""
     cosine = raw_cosine(embeddings, held.left, held.right)
     learned = _score_pairs(embeddings, model, held)
-    qualities = [_rank_quality(scores, held.labels, graded) for scores in (cosine, learned)]
+    before, after = (_rank_quality(scores, held.labels, graded) for scores in (cosine, learned))
     name = "Spearman's rho" if graded else "average precision"
     notes = [
-        f"validation pairs: {model.description['validation_pairs']}",
-        f"{name} on them: raw cosine {qualities[0]:.3f}, learned {qualities[1]:.3f}",
+        f"{len(held)} validation pairs, {origin}",
+        f"{name} on the validation pairs: raw cosine {before:.3f}, learned {after:.3f}",
     ]
-    if qualities[1] < qualities[0]:
-        notes.append("learning did not help there: the calibrated raw cosine was kept")
-        model = replace(_raw_cosine_model(embeddings), description=model.description)
-    model = _calibrated(embeddings, model, held, graded, notes)
-    model.description = {**model.description, "notes": notes}
+    description = {**model.description, "learned": after >= before}
+    if after < before:
+        notes.append("learning did not help there, so the raw cosine was kept and calibrated")
+        model = _raw_cosine_model(embeddings)
+    return _result(embeddings, model, held, description, history, notes)
+
+
+def _raw_cosine_model(embeddings: np.ndarray) -> Model:
+    return replace(builtin("cosine"), input_columns=embeddings.shape[1])
+
+
+def _result(
+    embeddings: np.ndarray,
+    model: Model,
+    pairs: Pairs,
+    description: dict[str, Any],
+    history: list[dict[str, Any]],
+    notes: list[str],
+) -> TrainingResult:
+    """Bring scores into log-odds with the threshold of the best F1, or into grades."""
+    scores = _score_pairs(embeddings, model, pairs)
+    graded = description["graded"]
+    slope, offset = (fit_grade if graded else fit_log_odds)(scores, pairs.labels)
+    if slope <= 0:
+        notes.append("higher scores do not go with higher labels, so all scores come out alike")
+        slope, mean = 1e-3 / max(float(scores.std()), 1e-9), float(pairs.labels.mean())
+        level = mean if graded else float(np.log(mean / (1 - mean)))
+        offset = level - slope * float(scores.mean())
+    changes: dict[str, Any] = {"unit": "grade"}
+    if not graded:
+        threshold = best_threshold(offset + slope * scores, pairs.labels)
+        changes = {"unit": "log-odds", "threshold": threshold}
+    description = {**description, "notes": notes}
+    model = model.calibrated(slope, offset, description=description, **changes)
     return TrainingResult(model, history, notes)

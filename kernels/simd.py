@@ -52,17 +52,23 @@ TILE_COLUMNS = _TILE_VECTORS * _TILE_LANES
 
 
 @functools.cache
+def kernel_digest() -> str:
+    """Return a digest of every kernel source and of Numba's version."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
 def cache_folder() -> Path | None:
     """Return the folder of compiled kernels, or None where no folder can be written.
 
     Numba notices when a cached function's own file changes, but not when a helper in another file
-    does. The folder therefore carries a digest of every kernel source and of Numba's version.
+    does. The folder therefore carries the digest of all sources.
     """
-    digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
     home = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(home).expanduser() / "fastpair" / f"kernels-{digest.hexdigest()[:16]}"
+    folder = Path(home).expanduser() / "fastpair" / f"kernels-{kernel_digest()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -1,0 +1,437 @@
+"""The command line: options are validated, a function of `fastpair.jobs` called, words printed.
+
+Nothing heavy is imported before a command runs, so that ``fastpair --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastpair.errors import FastpairError
+
+BUILTIN_HELP = "MODEL is a model file or one of cosine, dot, euclidean, manhattan."
+Summary = dict[str, Any]
+
+
+def main() -> None:
+    """Run the command line; a FastpairError becomes one sentence and exit code 1."""
+    _use_wide_matrix_products()
+    try:
+        commands(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        _stop("interrupted; what can be resumed was kept", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _stop("interrupted; what can be resumed was kept", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us is gone
+        sys.exit(1)
+    except FastpairError as error:
+        _stop(str(error), 1)
+    except MemoryError:
+        _stop("the machine has no memory left: give a smaller --memory or a smaller task", 1)
+
+
+def _stop(sentence: str, code: int) -> None:
+    click.echo(f"fastpair: {sentence}", err=True)
+    sys.exit(code)
+
+
+def _use_wide_matrix_products() -> None:
+    """Let OpenBLAS use AVX-512 where it takes a new CPU for an old one.
+
+    It must be told before NumPy is imported; who has told it already is left alone.
+    """
+    if "OPENBLAS_CORETYPE" in os.environ or not sys.platform.startswith("linux"):
+        return
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as info:
+            flags = info.read(4096)
+    except OSError:
+        return
+    if "avx512dq" in flags and "avx512vl" in flags:
+        os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
+
+
+# --- what commands share --------------------------------------------------------------------------
+
+
+class Meter:
+    """Shows progress on a terminal once a command takes longer than a second.
+
+    Call it with numbers of pairs (or rows) done. `total` may be set late.
+    """
+
+    def __init__(self, unit: str, total: int | None = None) -> None:
+        self.unit, self.total, self.done = unit, total, 0
+        self._begun = time.monotonic()
+        self._bar: Any = None
+
+    def __call__(self, done: int) -> None:
+        """Count `done` more."""
+        self.done += done
+        if self._bar is None and sys.stderr.isatty() and time.monotonic() - self._begun > 1:
+            self._start()
+        if self._bar is not None:
+            rate = self.done / (time.monotonic() - self._begun)
+            self._bar.update(0, completed=self.done, total=self.total, rate=_short(rate))
+
+    def expect(self, total: int | None) -> None:
+        """Set how much there is to do."""
+        self.total = total
+
+    def _start(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+        from rich.progress import TimeRemainingColumn as TimeLeft
+
+        self._bar = Progress(
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]} " + self.unit + "/s"),
+            TimeLeft(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bar.add_task(self.unit, total=self.total, rate="")
+        self._bar.start()
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _short(number: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g} "
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        click.echo(line, err=True)
+
+
+def _finish(summary: Summary, as_json: bool, *lines: str) -> None:
+    """Print the summary as JSON on standard output, or words on standard error."""
+    if as_json:
+        click.echo(json.dumps(summary, indent=2, allow_nan=False))
+    else:
+        _say(*summary.get("notes", []), *lines)
+
+
+_Command = Callable[..., Any]
+
+
+def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_path = click.Path(path_type=Path)
+_output = click.option("-o", "--output", type=_path, required=True, help="File to write.")
+_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
+)
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+_threads = click.option(
+    "--threads", type=click.IntRange(1), help="Threads to use.  [default: all processors]"
+)
+_memory = click.option(
+    "--memory", metavar="SIZE", help="Memory to use, such as 2GiB.  [default: 80 % of what is free]"
+)
+_dataset = click.option(
+    "--dataset", metavar="NAME", help="Name of the embeddings inside an HDF5 or npz file."
+)
+_good = click.option(
+    "--good", type=float, metavar="X", help="A label of X or more is a good pair, others are bad."
+)
+_pair_columns = _options(
+    click.option("--left", "left_column", metavar="COLUMN", help="Column of the left entities."),
+    click.option("--right", "right_column", metavar="COLUMN", help="Column of the right entities."),
+    click.option(
+        "--keys",
+        type=click.Choice(["auto", "rows", "ids"]),
+        default="auto",
+        show_default=True,
+        help="Whether pairs name entities by row number or by id.",
+    ),
+)
+_label_column = click.option("--label", "label_column", metavar="COLUMN", help="Column of labels.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="fastpair", prog_name="fastpair")
+def commands() -> None:
+    r"""Learn how similar two things are from good and bad pairs, then score pairs by the million.
+
+    \b
+    A first look:          fastpair demo
+    Learn a similarity:    fastpair train embeddings.h5 pairs.csv -o model.h5
+    See how good it is:    fastpair evaluate model.h5 embeddings.h5 test.csv
+    Fold the embeddings:   fastpair project model.h5 embeddings.h5 -o table.h5
+    Score a pair file:     fastpair score table.h5 candidates.parquet -o scores.parquet
+    Best 10 of everyone:   fastpair matrix table.h5 --top-k 10 -o best.h5
+
+    Embeddings and pairs are read from CSV, TSV, Parquet, npy, npz and HDF5. Wherever a model is
+    asked for, cosine, dot, euclidean or manhattan may stand instead.
+    """
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.option(
+    "--folder",
+    type=_path,
+    default=Path("fastpair-demo"),
+    show_default=True,
+    help="Where the files go.",
+)
+@_threads
+def demo(folder: Path, threads: int | None) -> None:
+    """Learn, score and search on real data that comes with a dependency: handwritten digits."""
+    from fastpair.demo import run_demo
+
+    run_demo(folder, threads=threads)
+
+
+@commands.command()
+@click.argument("source", type=_path)
+@click.argument("output", type=_path)
+@_dataset
+@_pair_columns
+@_label_column
+@click.option("--pairs", "kind", flag_value="pairs", help="The source holds pairs.")
+@click.option("--embeddings", "kind", flag_value="embeddings", help="The source holds embeddings.")
+@_overwrite
+@_json
+def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
+    """Bring embeddings or pairs of any accepted format into HDF5, ids kept as they are."""
+    from fastpair import jobs
+
+    summary = jobs.convert(source, output, **options)
+    _finish(summary, as_json, f"{summary['kind']} {summary['shape']} -> {output}")
+
+
+@commands.command()
+@click.argument("embeddings", type=_path)
+@click.argument("pairs", type=_path)
+@_output
+@click.option("--valid", type=_path, metavar="PAIRS", help="Validation pairs; else some are kept.")
+@click.option(
+    "--head", help="Heads joined by +, such as cosine+absdiff.  [default: the best known]"
+)
+@click.option("--dim", type=click.IntRange(1), help="Columns of the projection.  [default: all]")
+@click.option("--loss", help="Losses joined by +: cross-entropy, ranking.  [default: both]")
+@click.option("--graded", is_flag=True, help="Learn the grade itself, not good or bad.")
+@_good
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the pairs.")
+@click.option("--batch", type=click.IntRange(2), help="Pairs in a step.")
+@click.option(
+    "--learning-rate", type=click.FloatRange(0, min_open=True), help="Height of the rate."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all chance.")
+@_dataset
+@_pair_columns
+@_label_column
+@_overwrite
+@_json
+def train(as_json: bool, output: Path, **options: Any) -> None:
+    """Learn a similarity from labelled PAIRS of EMBEDDINGS, which stay as they are.
+
+    Labels are 0 and 1 (or bad and good, no and yes, false and true); graded labels need --good X
+    or --graded.
+    """
+    from fastpair import jobs
+
+    with Meter("epochs") as meter:
+
+        def on_epoch(entry: Summary) -> None:
+            meter.expect(entry["epochs"])
+            meter(1)
+
+        summary = jobs.train(output=output, on_epoch=on_epoch, **options)
+    _finish(
+        summary,
+        as_json,
+        f"trained on {summary['n_pairs']} pairs in {summary['seconds']:.1f} s -> {output}",
+        *_metric_lines(summary["validation"], "on the validation pairs"),
+    )
+
+
+@commands.command()
+@click.argument("model")
+@click.argument("embeddings", type=_path)
+@click.argument("pairs", type=_path)
+@_good
+@click.option("--graded", is_flag=True, help="Labels are grades.")
+@_dataset
+@_pair_columns
+@_label_column
+@_threads
+@_json
+def evaluate(as_json: bool, **options: Any) -> None:
+    """Measure a model on labelled PAIRS, through the same kernels that score; beside raw cosine."""
+    from fastpair import jobs
+
+    summary = jobs.evaluate(**options)
+    if as_json:
+        _finish(summary, True)
+        return
+    _say(*summary["notes"])
+    for line in _metric_lines(summary, f"{summary['n_pairs']} pairs"):
+        click.echo(line)
+    for line in _metric_lines(summary["raw_cosine"], "raw cosine"):
+        click.echo(line)
+
+
+def _metric_lines(metrics: Summary, name: str) -> list[str]:
+    shown = [
+        f"{key.replace('_', ' ')} {metrics[key]:.4f}"
+        for key in ("auc", "average_precision", "spearman", "f1", "log_loss", "brier")
+        if metrics.get(key) is not None
+    ]
+    return [f"{name}: {', '.join(shown)}"] if shown else []
+
+
+@commands.command(epilog=BUILTIN_HELP)
+@click.argument("model")
+@click.argument("embeddings", type=_path)
+@_output
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
+    default="float32",
+    show_default=True,
+    help="How the columns of the table are stored.",
+)
+@_dataset
+@_threads
+@_memory
+@_overwrite
+@_json
+def project(as_json: bool, output: Path, **options: Any) -> None:
+    """Fold EMBEDDINGS through MODEL into a table, the form in which they are scored."""
+    from fastpair import jobs
+
+    with Meter("rows") as meter:
+        summary = jobs.project(output=output, progress=meter, expect=meter.expect, **options)
+    _finish(
+        summary,
+        as_json,
+        f"{summary['rows']} rows of {summary['row_bytes']} bytes, {summary['precision']}, in "
+        f"{summary['seconds']:.1f} s -> {output}",
+    )
+
+
+@commands.command()
+@click.argument("table", type=_path)
+@click.argument("pairs", type=_path)
+@_output
+@click.option("--against", type=_path, metavar="TABLE", help="Table of the right entities.")
+@click.option(
+    "--min-score", type=float, metavar="X", help="Write only pairs that score at least X."
+)
+@_pair_columns
+@click.option("--dataset", metavar="NAME", help="Name of the pairs inside an HDF5 or npz file.")
+@click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
+@_threads
+@_memory
+@_overwrite
+@_json
+def score(as_json: bool, output: Path, **options: Any) -> None:
+    """Score the PAIRS of a file by the rows of TABLE, in the order of the file.
+
+    The output is HDF5 (.h5, .hdf5), Parquet (.parquet), CSV or TSV (.csv, .tsv, also .gz); the
+    last two carry the entities as they came.
+    """
+    from fastpair import jobs
+
+    with Meter("pairs") as meter:
+        summary = jobs.score(output=output, progress=meter, expect=meter.expect, **options)
+    kept = "" if summary["kept"] == summary["pairs"] else f", {summary['kept']} kept"
+    _finish(
+        summary,
+        as_json,
+        f"{summary['pairs']} pairs{kept} in {summary['seconds']:.1f} s, "
+        f"{_short(summary['pairs_per_second'])}pairs/s -> {output}",
+    )
+
+
+@commands.command()
+@click.argument("table", type=_path)
+@_output
+@click.option("--top-k", type=click.IntRange(1), metavar="K", help="The K best of each row.")
+@click.option("--threshold", type=float, metavar="X", help="All pairs that score at least X.")
+@click.option("--dense", is_flag=True, help="All scores.")
+@click.option("--histogram", is_flag=True, help="How many pairs score how much.")
+@click.option("--bins", type=click.IntRange(1), help="Bins of the histogram.  [default: 100]")
+@click.option("--against", type=_path, metavar="TABLE", help="Table of the right entities.")
+@_threads
+@_memory
+@_overwrite
+@_json
+def matrix(as_json: bool, output: Path, **options: Any) -> None:
+    """Score all pairs of TABLE, or of TABLE and another one, and keep what is asked for.
+
+    Choose one of --top-k, --threshold, --dense and --histogram. An entity is not paired with
+    itself, but in a dense matrix.
+    """
+    chosen = [
+        name
+        for name in ("top_k", "threshold", "dense", "histogram")
+        if options[name] not in (None, False)
+    ]
+    if len(chosen) != 1:
+        raise click.UsageError("choose one of --top-k, --threshold, --dense and --histogram")
+    if options["bins"] is not None and not options["histogram"]:
+        raise click.UsageError("--bins goes with --histogram")
+    from fastpair import jobs
+
+    with Meter("pairs") as meter:
+        summary = jobs.matrix(output=output, progress=meter, expect=meter.expect, **options)
+    _finish(
+        summary,
+        as_json,
+        f"{summary['pairs']} pairs in {summary['seconds']:.1f} s, "
+        f"{_short(summary['pairs_per_second'])}pairs/s -> {output}",
+    )
+
+
+@commands.command()
+@click.argument("file", type=_path)
+@_json
+def info(file: Path, as_json: bool) -> None:
+    """Say what FILE is and whether it is whole."""
+    from fastpair import jobs
+
+    summary = jobs.info(file)
+    if as_json:
+        _finish(summary, True)
+        return
+    width = max(len(name) for name in summary)
+    for name, value in summary.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        click.echo(f"{name.replace('_', ' '):<{width}}  {text}")

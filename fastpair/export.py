@@ -1,0 +1,298 @@
+"""Files for others and for later: scored pairs as CSV or Parquet, any accepted file as our HDF5."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fastpair.columns import pair_candidates, parse_labels
+from fastpair.errors import ArgumentError, DataError, FileError
+from fastpair.files import write_embeddings, write_pairs
+from fastpair.formats import Arrays, Columns, TextColumns, is_number, open_format
+from fastpair.ids import all_integers, longest, text_array
+from fastpair.ingest import open_embeddings
+from fastpair.pairs import RawPairs, Side, open_raw_pairs, regroup_batches
+from fastpair.staging import WRITING, Staging, check_output, writing
+
+ROW_GROUP = 1 << 20
+"""Rows of a row group of Parquet files, so that equal content gives equal bytes."""
+
+TEXT_FORMATS = {".csv": ",", ".tsv": "\t", ".csv.gz": ",", ".tsv.gz": "\t"}
+"""Suffixes of text files and the separators that they mean."""
+
+GZIP_LEVEL = 4
+"""How hard text is compressed: about half the time of the usual 6 for a few per cent more bytes."""
+
+ScoredBlock = tuple[pa.Array, pa.Array, np.ndarray]
+"""Left keys and right keys as they came, and their float32 scores, each (b,)."""
+
+
+# --- scored pairs -------------------------------------------------------------------------------
+
+
+def export_format(path: str | Path) -> str | None:
+    """The format that a suffix means: a suffix of text files, ".parquet", or None for HDF5."""
+    name = Path(path).name.lower()
+    suffixes = [*TEXT_FORMATS, ".parquet"]
+    return next((suffix for suffix in suffixes if name.endswith(suffix)), None)
+
+
+def write_scored_pairs(
+    path: str | Path,
+    blocks: Iterable[ScoredBlock],
+    *,
+    names: tuple[str, str] = ("left", "right"),
+    score_name: str = "score",
+    overwrite: bool = False,
+) -> int:
+    """Write pairs and their scores as CSV, TSV (also .gz) or Parquet.
+
+    Keys are written as they came. A float32 score is written as the shortest number that reads
+    back to it. Equal content gives equal bytes, whatever the sizes of the blocks.
+
+    Parameters
+    ----------
+    path : the file to make; its suffix says the format.
+    blocks : keys and scores in order.
+    names : names of the key columns, default ("left", "right").
+    score_name : name of the score column, default "score"; "score_" if a key has that name.
+    overwrite : whether an existing file may be replaced, default False.
+
+    Returns
+    -------
+    int
+        The number of pairs written.
+
+    Raises
+    ------
+    ArgumentError
+        The suffix means none of these formats.
+    FileError
+        The file cannot be written.
+    """
+    suffix = export_format(path)
+    if suffix is None:
+        known = ", ".join([*TEXT_FORMATS, ".parquet"])
+        raise ArgumentError(f"{path} has none of the suffixes of these formats: {known}.")
+    while score_name in names:
+        score_name += "_"
+    header = [*names, score_name]
+    with Staging(path, overwrite=overwrite, suffix=WRITING) as staging:
+        if suffix == ".parquet":
+            return _write_parquet(staging, blocks, header)
+        with _text_output(staging, suffix.endswith(".gz")) as file:
+            return _write_text(file, staging, blocks, header, TEXT_FORMATS[suffix])
+
+
+@contextmanager
+def _text_output(staging: Staging, compress: bool) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """The staged file, emptied, perhaps compressed; without name or time inside."""
+    with writing(staging.path), ExitStack() as stack:
+        file = stack.enter_context(open(staging.partial, "wb"))
+        if compress:
+            yield stack.enter_context(gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0))
+        else:
+            yield file
+
+
+def _write_text(
+    file: IO[bytes] | gzip.GzipFile,
+    staging: Staging,
+    blocks: Iterable[ScoredBlock],
+    header: list[str],
+    separator: str,
+) -> int:
+    names = _quoted(pa.array(header), separator).to_pylist()
+    file.write((separator.join(names) + "\n").encode())
+    count = 0
+    for left, right, scores in blocks:
+        fields = [_quoted(text_array(keys), separator) for keys in (left, right)]
+        numbers = pc.cast(pa.array(scores, pa.float32()), pa.string())
+        ends = pc.binary_join_element_wise(numbers, "", "\n")  # every line ends with a newline
+        lines = pc.binary_join_element_wise(*fields, ends, separator)
+        offsets = np.frombuffer(lines.buffers()[1], np.int32)[lines.offset :]
+        if len(lines):
+            file.write(lines.buffers()[2][int(offsets[0]) : int(offsets[len(lines)])])
+        count += len(lines)
+    return count
+
+
+def _quoted(text: pa.Array, separator: str) -> pa.Array:
+    """Text in quotes where CSV needs them."""
+    special = pc.match_substring_regex(text, f'[{separator}"\r\n]')
+    if not pc.any(special).as_py():
+        return text
+    doubled = pc.replace_substring(text, '"', '""')
+    return pc.if_else(special, pc.binary_join_element_wise('"', doubled, '"', ""), text)
+
+
+def _write_parquet(staging: Staging, blocks: Iterable[ScoredBlock], header: list[str]) -> int:
+    batches = (
+        pa.RecordBatch.from_arrays([left, right, pa.array(scores, pa.float32())], header)
+        for left, right, scores in blocks
+    )
+    count = 0
+    with ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for batch in regroup_batches(batches, ROW_GROUP):
+            with writing(staging.path):
+                if writer is None:
+                    writer = stack.enter_context(pq.ParquetWriter(staging.partial, batch.schema))
+                writer.write_batch(batch, row_group_size=ROW_GROUP)
+            count += batch.num_rows
+        if writer is None:
+            raise DataError(f"there are no pairs to write into {staging.path}.")
+        with writing(staging.path):
+            stack.close()
+    return count
+
+
+# --- any accepted file into HDF5 ----------------------------------------------------------------
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    kind: str = "auto",
+    dataset: str | None = None,
+    left: str | None = None,
+    right: str | None = None,
+    label: str | None = None,
+    overwrite: bool = False,
+    compression: str | None = None,
+) -> str:
+    """Bring embeddings or pairs of any accepted format into HDF5, ids kept as text.
+
+    Parameters
+    ----------
+    source : the file to read.
+    destination : the HDF5 file to make.
+    kind : "embeddings", "pairs", or "auto": two columns of keys, or integers (M, 2), are pairs.
+    dataset : see `open_embeddings` and `open_pairs`.
+    left, right, label : columns of pairs, see `open_pairs`.
+    overwrite : whether an existing file may be replaced, default False.
+    compression : of embeddings, "gzip" or "lzf", default none.
+
+    Returns
+    -------
+    str
+        What was written, "embeddings" or "pairs".
+    """
+    if kind not in ("auto", "embeddings", "pairs"):
+        raise ArgumentError(f"kind is {kind!r}, but must be 'auto', 'embeddings' or 'pairs'.")
+    destination = Path(destination)
+    check_output(destination, overwrite=overwrite)
+    if destination.exists() and destination.samefile(source):
+        raise FileError(f"{destination} is the file to convert; choose another name.")
+    if kind == "auto":
+        kind = "pairs" if left or right or label else _kind_by_content(source, dataset)
+    if kind == "pairs":
+        _convert_pairs(source, destination, (left, right, label), dataset, overwrite)
+    else:
+        found = open_embeddings(source, dataset=dataset)
+        write_embeddings(
+            destination,
+            found.blocks(),
+            found.shape,
+            found.dtype,
+            found.ids,
+            overwrite=overwrite,
+            compression=compression,
+        )
+    return kind
+
+
+def _kind_by_content(source: str | Path, dataset: str | None) -> str:
+    file = open_format(source)
+    if isinstance(file, Arrays):
+        if {"left", "right"} <= file.entries.keys():
+            return "pairs"
+        names = [dataset] if dataset in file.entries else list(file.entries)
+        shapes = [file.entries[name] for name in names if name not in ("label", "ids")]
+        pairs = all(
+            shape[1:] == (2,) and not isinstance(dtype, str) and dtype.kind in "iu"
+            for shape, dtype in shapes
+        )
+        return "pairs" if pairs and shapes else "embeddings"
+    if isinstance(file, TextColumns) and all(map(is_number, file.first)):
+        return "pairs" if len(file.first) == 2 else "embeddings"
+    found = pair_candidates(file.names)
+    names = list(found[0]) if found else file.names
+    return "pairs" if len(names) == 2 and _are_keys(file, names) else "embeddings"
+
+
+def _are_keys(file: Columns, names: Sequence[str]) -> bool:
+    """Whether columns hold text or integers, going by their types and their first rows."""
+    if any(pa.types.is_nested(file.type_of(name)) for name in names):
+        return False
+    first = next(file.batches(names), None)
+    values = [] if first is None else [v for c in first.slice(0, 20).columns for v in c.to_pylist()]
+    fractions = [v for v in map(str, values) if is_number(v) and float(v) % 1]
+    return not fractions
+
+
+def _convert_pairs(
+    source: str | Path,
+    destination: Path,
+    columns: tuple[str | None, str | None, str | None],
+    dataset: str | None,
+    overwrite: bool,
+) -> None:
+    raw = open_raw_pairs(source, *columns, dataset=dataset)
+    if raw.label is not None:
+        raw = open_raw_pairs(source, *columns, want_labels=True, dataset=dataset)
+    widest, largest = _survey(raw)
+
+    def blocks() -> Iterator[tuple[Any, Any, np.ndarray | None]]:
+        for start, left, right, label in _texts(raw):
+            keys = [left, right]
+            if largest is not None:
+                keys = [key.cast(pa.int64()).to_numpy() for key in keys]
+            labels = None if label is None else parse_labels(label, str(raw.path), start)
+            yield keys[0], keys[1], labels
+
+    write_pairs(
+        destination,
+        blocks(),
+        raw.count,
+        dtype="int64" if largest is None or largest >= 2**31 else "int32",
+        text=largest is None,
+        longest_text=widest,
+        label=raw.has_labels,
+        overwrite=overwrite,
+    )
+
+
+def _texts(raw: RawPairs) -> Iterator[tuple[int, pa.Array, pa.Array, pa.Array | None]]:
+    """First row, keys of both sides as text, labels as they are."""
+    start = 0
+    for batch in raw.read(0):
+        sides = [
+            Side(str(raw.path), name, batch.column(number), start, 0)
+            for number, name in enumerate(raw.names)
+        ]
+        yield start, sides[0].texts(), sides[1].texts(), batch[2] if raw.has_labels else None
+        start += batch.num_rows
+
+
+def _survey(raw: RawPairs) -> tuple[int, int | None]:
+    """Bytes of the longest key; the largest (without sign) if all are integers, else None."""
+    widest, largest = 0, 0
+    integers = True
+    for _, left, right, _ in _texts(raw):
+        for text in (left, right):
+            widest = max(widest, longest(text))
+            integers = integers and all_integers(text)
+            if integers:
+                numbers = text.cast(pa.int64()).to_numpy()
+                largest = max(largest, int(np.abs(numbers).max(initial=0)))
+    return widest, largest if integers else None
