@@ -169,13 +169,13 @@ _good = click.option(
 _pair_columns = _options(
     click.option("--left", "left_column", metavar="COLUMN", help="Column of the left entities."),
     click.option("--right", "right_column", metavar="COLUMN", help="Column of the right entities."),
-    click.option(
-        "--keys",
-        type=click.Choice(["auto", "rows", "ids"]),
-        default="auto",
-        show_default=True,
-        help="Whether pairs name entities by row number or by id.",
-    ),
+)
+_keys = click.option(
+    "--keys",
+    type=click.Choice(["auto", "rows", "ids"]),
+    default="auto",
+    show_default=True,
+    help="Whether pairs name entities by row number or by id.",
 )
 _label_column = click.option("--label", "label_column", metavar="COLUMN", help="Column of labels.")
 
@@ -255,6 +255,7 @@ def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all chance.")
 @_dataset
 @_pair_columns
+@_keys
 @_label_column
 @_overwrite
 @_json
@@ -289,6 +290,7 @@ def train(as_json: bool, output: Path, **options: Any) -> None:
 @click.option("--graded", is_flag=True, help="Labels are grades.")
 @_dataset
 @_pair_columns
+@_keys
 @_label_column
 @_threads
 @_json
@@ -355,6 +357,7 @@ def project(as_json: bool, output: Path, **options: Any) -> None:
     "--min-score", type=float, metavar="X", help="Write only pairs that score at least X."
 )
 @_pair_columns
+@_keys
 @click.option("--dataset", metavar="NAME", help="Name of the pairs inside an HDF5 or npz file.")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 @_threads
@@ -402,7 +405,7 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
     chosen = [
         name
         for name in ("top_k", "threshold", "dense", "histogram")
-        if options[name] not in (None, False)
+        if options[name] is not None and options[name] is not False
     ]
     if len(chosen) != 1:
         raise click.UsageError("choose one of --top-k, --threshold, --dense and --histogram")

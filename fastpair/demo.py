@@ -79,7 +79,7 @@ def run_demo(folder: Path, threads: int | None = None) -> dict[str, Any]:
 
     from fastpair.staging import writing
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,15 +134,16 @@ def _print_best(console: Any, best: Path) -> None:
     from fastpair.results import read_top_k
 
     found = read_top_k(best)
+    ids = found.ids.to_pylist() if found.ids is not None else []
     rows = Table(title="The 3 most similar images of a few (id:digit)", title_justify="left")
     for column in ("image", "first", "second", "third"):
         rows.add_column(column)
     for row in (0, 500, 1000, 1500):
         cells = [
-            f"{found.ids[int(index)].as_py()} ({score:+.2f})"
+            f"{ids[index]} ({score:+.2f})"
             for index, score in zip(found.indices[row], found.scores[row], strict=True)
         ]
-        rows.add_row(found.ids[row].as_py(), *cells)
+        rows.add_row(ids[row], *cells)
     console.print(rows)
 
 

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import numpy as np
 
+from fastpair.backend import run_ordered, thread_count
 from fastpair.errors import ArgumentError, DataError
 from fastpair.heads import Folded
 from fastpair.kernels import LANES, PRECISIONS, SEGMENTS, Plan, RowLayout
+from fastpair.kernels.reference import widen
 from fastpair.model import Model
 
 MOST_INT8_COLUMNS = 32_768
 """Columns of one run of an int8 row: more could overflow its 32-bit sums."""
 
 
-@dataclass
-class _Norms:
-    """Greatest sizes of rows and of their rounding errors, by segment; they bound an error."""
+FOLDED_TOGETHER = 1024
+"""Rows of a matrix product, the last one filled up with zeros.
 
-    stored: dict[str, float] = field(default_factory=dict)
-    error: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, exact: np.ndarray, stored: np.ndarray) -> None:
-        quadratic = name in ("product", "squared")
-        for kind, rows in ((self.stored, stored), (self.error, stored - exact)):
-            sizes = np.sqrt((rows**2).sum(1)) if quadratic else np.abs(rows).sum(1)
-            kind[name] = max(kind.get(name, 0.0), float(sizes.max(initial=0)))
+BLAS adds in an order that depends on the shape of a product and on its threads. Products of one
+shape, each in one thread, make a row the same to the bit whatever block it came in.
+"""
 
 
 class Folder:
@@ -38,18 +33,27 @@ class Folder:
     model : the model to fold.
     columns : number of columns of the embeddings.
     precision : "float32", "float16", "bfloat16" or "int8".
+    threads : number of threads; default one for each processor.
 
     Raises
     ------
     ArgumentError : an unknown precision, or a model for another number of columns.
     """
 
-    def __init__(self, model: Model, columns: int, precision: str = "float32") -> None:
+    def __init__(
+        self,
+        model: Model,
+        columns: int,
+        precision: str = "float32",
+        *,
+        threads: int | None = None,
+    ) -> None:
         if precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ArgumentError(f"precision is {precision!r}, expected one of {known}")
         model.check_embeddings(columns)
         self.model = model
+        self.threads = thread_count(threads)
         shape = _gather(model.fold(np.zeros((1, columns))))
         self._signs = {name: signs for name, (_, signs) in shape.items()}
         counts = tuple(
@@ -70,7 +74,8 @@ class Folder:
             offset=model.offset,
         )
         self._peaks = np.zeros(len(SEGMENTS))
-        self._norms = _Norms()
+        self._stored_norm: dict[str, float] = {}
+        self._error_norm: dict[str, float] = {}
 
     @property
     def needs_survey(self) -> bool:
@@ -83,31 +88,54 @@ class Folder:
 
     def survey(self, embeddings: np.ndarray) -> None:
         """Take note of the greatest numbers of a block (rows, columns)."""
-        for name, (values, _) in _gather(self.model.fold(embeddings)).items():
-            number = SEGMENTS.index(name)
-            self._peaks[number] = max(self._peaks[number], np.abs(values).max(initial=0))
+        for _, _, folded in self._folded(embeddings):
+            for name, (values, _) in _gather(folded).items():
+                number = SEGMENTS.index(name)
+                self._peaks[number] = max(self._peaks[number], np.abs(values).max(initial=0))
         scales = tuple(float(np.float32(peak / 127)) or 1.0 for peak in self._peaks)
         self.plan = self.plan.with_scales(scales)
 
     def fold(self, embeddings: np.ndarray, first_row: int = 0) -> np.ndarray:
         """Fold a block of embeddings (rows, columns) into rows of ``plan.layout.dtype`` (rows,).
 
+        A row's bits do not depend on the block that it comes in, nor on the number of threads.
+
         Raises
         ------
         DataError : a row folds to a number that the precision cannot hold; `first_row` counts it.
         """
-        folded = self.model.fold(np.asarray(embeddings, dtype=np.float64))
         rows = np.zeros(len(embeddings), dtype=self.plan.layout.dtype)
-        if self.plan.layout.bias and folded.bias is not None:
-            rows["bias"] = self._checked(folded.bias[:, None], np.float32, first_row)[:, 0]
-        for name, (values, signs) in _gather(folded).items():
-            self._store(rows, name, values, signs, first_row)
+        for start, stop, folded in self._folded(embeddings):
+            piece = rows[start:stop]
+            if self.plan.layout.bias and folded.bias is not None:
+                bias = self._checked(folded.bias[: len(piece), None], np.float32, first_row + start)
+                piece["bias"] = bias[:, 0]
+            for name, (values, signs) in _gather(folded).items():
+                self._store(piece, name, values[: len(piece)], signs, first_row + start)
         return rows
+
+    def _folded(self, embeddings: np.ndarray) -> Iterator[tuple[int, int, Folded]]:
+        """Yield (start, stop, folded rows and perhaps some of padding) of a block, in order."""
+        from threadpoolctl import threadpool_limits
+
+        def fold_piece(start: int) -> tuple[int, int, Folded]:
+            stop = min(start + FOLDED_TOGETHER, len(embeddings))
+            piece = np.zeros((FOLDED_TOGETHER, embeddings.shape[1]))
+            piece[: stop - start] = embeddings[start:stop]
+            return start, stop, self.model.fold(piece)
+
+        bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+        if len(bad):
+            raise DataError(f"row {bad[0]} of the embeddings holds NaN or infinity")
+        with threadpool_limits(1, "blas"):
+            yield from run_ordered(
+                fold_piece, range(0, len(embeddings), FOLDED_TOGETHER), self.threads
+            )
 
     def _store(
         self, rows: np.ndarray, name: str, values: np.ndarray, signs: np.ndarray, first_row: int
     ) -> None:
-        """Write one segment of a block: scaled, rounded, positive run first, both padded."""
+        """Write one segment of some rows: scaled, rounded, positive run first, both padded."""
         precision = self.plan.precision
         flat = values.reshape(len(rows), -1)
         scale: np.ndarray | float = 1.0
@@ -118,7 +146,7 @@ class Folder:
                 rows["scale"] = np.where(peak > 0, peak / 127, 1.0)
                 scale = rows["scale"].astype(np.float64)[:, None]
         stored = self._rounded(flat / scale, first_row)
-        self._norms.add(name, flat, _widen(stored, precision) * scale)
+        self._note_norms(name, flat, widen(stored, precision) * scale)
         # values of mirrored segments are (rows, 2, m): both halves keep the order of the signs
         stored = stored.reshape(values.shape)
         start = 0
@@ -130,6 +158,13 @@ class Folder:
             for half in run.reshape(len(rows), -1, run.shape[-1]).swapaxes(0, 1):
                 rows[name][:, start : start + run.shape[-1]] = half
                 start += padded
+
+    def _note_norms(self, name: str, exact: np.ndarray, stored: np.ndarray) -> None:
+        """Keep the greatest size of a row and of its rounding error; they bound a score's error."""
+        quadratic = name in ("product", "squared")
+        for norms, rows in ((self._stored_norm, stored), (self._error_norm, stored - exact)):
+            sizes = np.sqrt((rows**2).sum(1)) if quadratic else np.abs(rows).sum(1)
+            norms[name] = max(norms.get(name, 0.0), float(sizes.max(initial=0)))
 
     def _rounded(self, values: np.ndarray, first_row: int) -> np.ndarray:
         precision = self.plan.precision
@@ -163,8 +198,8 @@ class Folder:
         maxima and absolute differences by the sum of both rows' errors.
         """
         bound = 0.0
-        for name, error in self._norms.error.items():
-            size = self._norms.stored[name]
+        for name, error in self._error_norm.items():
+            size = self._stored_norm[name]
             if name == "product":
                 bound += 2 * error * size + error * error
             elif name == "squared":
@@ -172,12 +207,6 @@ class Folder:
             else:
                 bound += 2 * error
         return bound
-
-
-def _widen(stored: np.ndarray, precision: str) -> np.ndarray:
-    if precision == "bfloat16":
-        return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return stored.astype(np.float64)
 
 
 def _gather(folded: Folded) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -195,16 +224,12 @@ def _gather(folded: Folded) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return gathered
 
 
-def fold_blocks(
-    folder: Folder, blocks: Iterable[tuple[int, np.ndarray]]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Fold (first row, embeddings) blocks into (first row, rows) blocks."""
-    for start, block in blocks:
-        yield start, folder.fold(block, start)
-
-
 def fold(
-    model: Model, embeddings: np.ndarray, precision: str = "float32"
+    model: Model,
+    embeddings: np.ndarray,
+    precision: str = "float32",
+    *,
+    threads: int | None = None,
 ) -> tuple[np.ndarray, Plan]:
     """Fold embeddings that are in memory.
 
@@ -213,6 +238,7 @@ def fold(
     model : a trained model or ``model.builtin(name)``.
     embeddings : (N, n) finite numbers.
     precision : "float32", "float16", "bfloat16" or "int8".
+    threads : number of threads; default one for each processor.
 
     Returns
     -------
@@ -222,7 +248,7 @@ def fold(
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2:
         raise ArgumentError(f"embeddings have shape {embeddings.shape}, expected (rows, columns)")
-    folder = Folder(model, embeddings.shape[1], precision)
+    folder = Folder(model, embeddings.shape[1], precision, threads=threads)
     if folder.needs_survey:
         folder.survey(embeddings)
     rows = aligned_rows(len(embeddings), folder.plan.layout.row_bytes)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fastpair.backend import memory_budget, thread_count
+from fastpair.backend import memory_budget
 from fastpair.errors import ArgumentError, DataError, MemoryBudgetError, MismatchError
 from fastpair.evaluation import evaluate_scores, raw_cosine
 from fastpair.export import convert as convert_file
@@ -242,7 +242,7 @@ def evaluate(
     similarity.check_embeddings(source.shape[1])
     vectors = source.read()
     used, places = np.unique(np.concatenate([left, right]), return_inverse=True)
-    rows, plan = fold(similarity, vectors[used])
+    rows, plan = fold(similarity, vectors[used], threads=threads)
     scores = PairScorer(rows, plan, threads=threads)(places[: len(left)], places[len(left) :])
     graded = graded or similarity.unit == "grade"
     options: Summary = {"good": good, "graded": graded}
@@ -276,41 +276,38 @@ def project(
     ----------
     model : a model file or the name of a built-in similarity.
     precision : "float32", "float16", "bfloat16" or "int8".
-    threads : of the matrix products.
+    threads : default one for each processor.
     memory : bounds the blocks.
     """
-    from threadpoolctl import threadpool_limits
-
     similarity = load_model(model)
     _expect_hdf5(output)
     check_output(Path(output), overwrite=overwrite)
     begun = time.perf_counter()
     source = open_embeddings(embeddings, dataset=dataset)
     count, columns = source.shape
-    folder = Folder(similarity, columns, precision)
+    folder = Folder(similarity, columns, precision, threads=threads)
     width = max(columns, folder.plan.layout.row_bytes // 4)
     step = max(1, min(FOLDED_AT_ONCE, memory_budget(memory) // 64) // width)
     if expect is not None:
         expect(count * (2 if folder.needs_survey else 1))
-    with threadpool_limits(thread_count(threads)):
-        if folder.needs_survey:
-            for _, block in source.blocks(step):
-                folder.survey(block)
-                progress(len(block))
-        with TableWriter(
-            output,
-            count,
-            folder.plan,
-            ids=source.ids,
-            fingerprint=similarity.fingerprint(),
-            model_name=Path(model).name,
-            unit=similarity.unit,
-            threshold=similarity.threshold,
-            overwrite=overwrite,
-        ) as table:
-            for start, block in source.blocks(step):
-                table.write(start, folder.fold(block, start))
-                progress(len(block))
+    if folder.needs_survey:
+        for _, block in source.blocks(step):
+            folder.survey(block)
+            progress(len(block))
+    with TableWriter(
+        output,
+        count,
+        folder.plan,
+        ids=source.ids,
+        fingerprint=similarity.fingerprint(),
+        model_name=Path(model).name,
+        unit=similarity.unit,
+        threshold=similarity.threshold,
+        overwrite=overwrite,
+    ) as table:
+        for start, block in source.blocks(step):
+            table.write(start, folder.fold(block, start))
+            progress(len(block))
     return {
         "output": str(output),
         "rows": count,
@@ -400,7 +397,11 @@ def score(
     with ScoreFile(
         output, source.count, identity, attributes=attributes, overwrite=overwrite, resume=resume
     ) as file:
-        resumed = _score_blocks(file, source, scorer, progress)
+        try:
+            resumed = _score_blocks(file, source, scorer, progress)
+        except DataError:
+            file.discard()  # no resume can mend the pair file
+            raise
         scoring_seconds = time.perf_counter() - scoring_begun
         kept = source.count
         if suffix is None and min_score is None:
@@ -567,7 +568,8 @@ def matrix(
     """
     from fastpair.matrix import AllPairs
 
-    if sum(choice not in (None, False) for choice in (top_k, threshold, dense, histogram)) != 1:
+    chosen = (top_k is not None, threshold is not None, dense, histogram)
+    if sum(chosen) != 1:
         raise ArgumentError("choose one of top_k, threshold, dense and histogram")
     if bins is not None and not histogram:
         raise ArgumentError(f"bins is {bins} but goes with histogram alone")

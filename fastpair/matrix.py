@@ -160,17 +160,13 @@ class AllPairs:
         """Yield what kernels walk: a group of left rows with each chunk of right rows."""
         for chunk in self._chunks:
             right = self._right_side(chunk)
-            yield cpu.Panels(
-                left.columns,
-                left.bias,
-                right.columns,
-                right.bias,
-                np.array(operand_counts(self.plan), dtype=np.int64),
-                np.float32(self.plan.constant),
-                first,
-                chunk,
-                last - first,
-                len(right.size),
+            yield cpu.make_panels(
+                (left.columns, left.bias),
+                (right.columns, right.bias),
+                operand_counts(self.plan),
+                self.plan.constant,
+                (first, chunk),
+                (last - first, len(right.size)),
                 self.distinct,
             )
 
@@ -183,7 +179,7 @@ class AllPairs:
         every chunk of right rows again.
         """
         for panels in self._panels(left, first, last):
-            number = len(panels.left_columns)
+            number = panels.left_panels
             tasks = [
                 (panels, low, min(low + _PANELS_A_TASK, number))
                 for low in range(0, number, _PANELS_A_TASK)

@@ -95,7 +95,7 @@ class ScoreFile:
             elif begun[2] and not overwrite:
                 raise FileError(
                     f"{self.staging.partial} holds unfinished work for {self.path}; "
-                    "resume it, or allow it to be overwritten."
+                    "say --resume to go on or --overwrite to begin again."
                 )
             else:
                 self._create(attributes or {})
@@ -140,7 +140,7 @@ class ScoreFile:
                 raise MismatchError(
                     f"{self.staging.partial} belongs to another run: its {name} is "
                     f"{then.get(name)!r}, now it is {now.get(name)!r}; run with what it was "
-                    "begun with, or allow it to be overwritten."
+                    "begun with, or say --overwrite."
                 )
         self._find_places()
         sums = np.zeros(self.blocks, np.uint64)

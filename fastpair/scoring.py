@@ -22,9 +22,10 @@ PAIRS_A_TASK = 1 << 16
 class _Block(Protocol):
     """A block of pairs, as `fastpair.ingest` reads it."""
 
-    start: int
-    left: np.ndarray
-    right: np.ndarray
+    @property
+    def left(self) -> np.ndarray: ...
+    @property
+    def right(self) -> np.ndarray: ...
 
 
 _AnyBlock = TypeVar("_AnyBlock", bound=_Block)

@@ -67,9 +67,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise FileError(f"{path} cannot be written: the folder {path.parent} does not exist.")
     if path.exists() and not overwrite:
-        raise FileError(
-            f"{path} exists already; choose another name or allow it to be overwritten."
-        )
+        raise FileError(f"{path} exists already; choose another name or say --overwrite.")
 
 
 class Staging:

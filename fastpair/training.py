@@ -39,7 +39,8 @@ STEPS = 1000
 """Batches to learn from, about, when no number of epochs is given."""
 
 PATIENCE = 10
-"""Learning stops early after this many epochs without a better ranking of validation pairs."""
+"""Learning stops early after this many epochs, or a quarter of all where that is more, without a
+better ranking of the validation pairs."""
 
 PULL = 1.0
 """Each step draws projections back to their start by rate * PULL of the way (L2-SP)."""
@@ -129,6 +130,8 @@ def train(
     ArgumentError : an option has a value that cannot be used.
     DataError : the pairs or the embeddings cannot be learned from.
     """
+    from threadpoolctl import threadpool_limits
+
     heads = [find_head(name.strip()).name for name in head.split("+")]
     losses = [_find_loss(name.strip()) for name in loss.split("+")]
     if embeddings.ndim != 2 or embeddings.shape[1] == 0:
@@ -154,14 +157,16 @@ def train(
         "head": head,
         "loss": loss,
         "dim": dim or columns,
-        "epochs": epochs or int(np.clip(STEPS // -(-len(given) // batch), 4, 40)),
+        "epochs": epochs or int(np.clip(STEPS // -(-len(given) // batch), 4, 100)),
         "batch": batch,
         "learning_rate": learning_rate or LEARNING_RATE / columns**0.5,
         "seed": seed,
     }
     rows, given_rows, held_rows = _unit_rows_in_use(embeddings, given, held)
     learner = _Learner(_start(heads, settings["dim"], rows, rng), rows, given_rows, losses)
-    branches, constant, history = _learn(learner, held_rows, graded, settings, rng, on_epoch)
+    # On small matrices threads gain nothing and, on a busy machine, lose much by waiting.
+    with threadpool_limits(1 if columns <= 128 else None):
+        branches, constant, history = _learn(learner, held_rows, graded, settings, rng, on_epoch)
     description = {**settings, "graded": graded, "pairs": len(given), "validation_pairs": len(held)}
     model = Model(branches, columns, unit_rows=True, constant=constant, description=description)
     return _finish(embeddings, model, held, origin, graded, history)
@@ -458,7 +463,7 @@ def _learn(
             on_epoch(history[-1])
         if value > best:
             best, best_epoch, kept = value, epoch, learner.snapshot()
-        elif epoch - best_epoch >= PATIENCE:
+        elif epoch - best_epoch >= max(PATIENCE, settings["epochs"] // 4):
             break
     return *kept, history
 

@@ -127,7 +127,9 @@ class RowLayout:
     def dtype(self) -> np.dtype:
         """The compound type of one row, as kept in the file and in memory."""
         element = np.dtype(PRECISIONS[self.precision])
-        names, formats, offsets = [], [], []
+        names: list[str] = []
+        formats: list[object] = []
+        offsets: list[int] = []
         position = 0
         for name, length in self.segment_lengths.items():
             names.append(name)
@@ -149,14 +151,15 @@ class RowLayout:
         """Bytes of one row."""
         return self.dtype.itemsize
 
-    def kernel_arguments(self) -> np.ndarray:
-        """The layout as int64 numbers for kernels: vectors in the ten runs, bias and scale offset.
+    def kernel_arguments(self) -> tuple[int, ...]:
+        """The layout as kernels take it: vectors in the ten runs, offsets of bias and scale.
 
         An offset of -1 stands for a field that rows do not have.
         """
-        fields = self.dtype.fields or {}
-        offsets = [int(fields[n][1]) if n in fields else -1 for n in ("bias", "scale")]
-        return np.array([run // LANES for run in self.runs] + offsets, dtype=np.int64)
+        dtype = self.dtype
+        present = dtype.names or ()
+        offsets = [int(dtype.fields[n][1]) if n in present else -1 for n in ("bias", "scale")]
+        return (*(run // LANES for run in self.runs), *offsets)
 
 
 @dataclass(frozen=True)
@@ -189,10 +192,10 @@ class Plan:
         """Number of the link, for kernels."""
         return LINKS.index(self.link)
 
-    def kernel_constants(self) -> np.ndarray:
-        """The plan's numbers as float32 for kernels: c, slope, offset, then the segment scales."""
+    def kernel_constants(self) -> tuple[np.float32, ...]:
+        """The plan's numbers as kernels take them: c, slope, offset, then the segment scales."""
         numbers = (self.constant, self.slope, self.offset, *self.segment_scales)
-        return np.array(numbers, dtype=np.float32)
+        return tuple(np.float32(number) for number in numbers)
 
     def with_scales(self, scales: tuple[float, ...]) -> Plan:
         """The same plan with other int8 segment scales."""

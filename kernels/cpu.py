@@ -1,12 +1,9 @@
 """Numba kernels: serial workers that fill given arrays and may run side by side in threads.
 
 The pair kernel gathers two rows and adds their terms; the tile kernels walk a block of left rows
-over packed right panels and keep what a reduction wants. Arguments that recur:
-
-rows            (n, row_bytes) uint8, a table; left and right tables have one layout
-element         an empty array whose type says how columns are stored
-layout          `RowLayout.kernel_arguments()`;  constants: `Plan.kernel_constants()`
-link            `Plan.link_code`
+over packed right panels and keep what a reduction wants. What they read comes as `Table` and
+`Panels`, whose numbers and addresses are plain scalars: reading an array out of a tuple costs two
+atomic reference counts, as much as a short pair. The arrays in them only keep the memory alive.
 """
 
 from __future__ import annotations
@@ -41,38 +38,43 @@ _AHEAD_BYTES = 4608
 """Bytes of rows that are asked for ahead of use, a side: measured best for rows of 128 to 512."""
 
 _ELEMENTS = {
-    "float32": np.float32,
-    "float16": np.int16,
-    "bfloat16": np.uint16,
-    "int8": np.int8,
+    "float32": np.float32(0),
+    "float16": np.int16(0),
+    "bfloat16": np.uint16(0),
+    "int8": np.int8(0),
 }
+"""A number whose type tells kernels how columns are stored."""
 
 LOWEST = np.float32(np.finfo(np.float32).min)
 """Threshold that every finite score passes; -inf, which padding scores, does not."""
 
 
-def element_of(plan: Plan) -> np.ndarray:
-    """Return the empty array that tells kernels how columns are stored."""
-    return np.empty(0, dtype=_ELEMENTS[plan.precision])
-
-
 class Table(NamedTuple):
-    """What kernels need to score a pair exactly: both tables and the plan."""
+    """What kernels need to score a pair exactly: addresses of both tables, layout, constants."""
 
-    left: np.ndarray
-    right: np.ndarray
-    element: np.ndarray
-    layout: np.ndarray
-    constants: np.ndarray
+    left_rows: np.ndarray
+    right_rows: np.ndarray
+    left: int
+    right: int
+    row_bytes: int
+    element: np.generic
+    layout: tuple[int, ...]
+    constants: tuple[np.float32, ...]
     link: int
 
 
 def table_arguments(left_rows: np.ndarray, right_rows: np.ndarray, plan: Plan) -> Table:
-    """Return the arguments of the pair kernel for two tables of one plan."""
+    """Return the pair kernel's arguments for two tables (rows, row_bytes) uint8 of one plan."""
+    for rows in (left_rows, right_rows):
+        if not rows.flags.c_contiguous or rows.shape[1] != plan.layout.row_bytes:
+            raise ValueError(f"rows {rows.shape} are not contiguous or not of {plan.layout}")
     return Table(
         left_rows,
         right_rows,
-        element_of(plan),
+        left_rows.ctypes.data,
+        right_rows.ctypes.data,
+        plan.layout.row_bytes,
+        _ELEMENTS[plan.precision],
         plan.layout.kernel_arguments(),
         plan.kernel_constants(),
         plan.link_code,
@@ -82,10 +84,20 @@ def table_arguments(left_rows: np.ndarray, right_rows: np.ndarray, plan: Plan) -
 # --- one pair ------------------------------------------------------------------------------------
 
 
+def _itemsize(element):
+    """Bytes of a stored column."""
+
+
+@overload(_itemsize, inline="always")
+def _pick_itemsize(element):
+    size = element.bitwidth // 8
+    return lambda element: size
+
+
 @jit
-def _float_sum(left, right, element, layout):  # type: ignore[no-untyped-def]
+def _float_sum(left, right, element, layout):
     """Sum of all terms of two float rows, as the contract defines its bits."""
-    step = 16 * element.itemsize
+    step = 16 * _itemsize(element)
     lanes, nothing = zeros(), zeros()
     for _ in range(layout[0]):
         lanes = fma(load(left, element), load(right, element), lanes)
@@ -129,7 +141,7 @@ def _float_sum(left, right, element, layout):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _integer_run(left, right, element, vectors, segment):  # type: ignore[no-untyped-def]
+def _integer_run(left, right, element, vectors, segment):
     """Exact integer sum of the terms of one run of an int8 row; mirrored takes both halves."""
     lanes = integer_zeros()
     half = 16 * vectors
@@ -153,12 +165,12 @@ def _integer_run(left, right, element, vectors, segment):  # type: ignore[no-unt
 
 
 @jit
-def _scale(row, layout):  # type: ignore[no-untyped-def]
+def _scale(row, layout):
     return load_float32(row + layout[11]) if layout[11] >= 0 else np.float32(0.0)
 
 
 @jit
-def _integer_sum(left, right, element, layout, constants):  # type: ignore[no-untyped-def]
+def _integer_sum(left, right, element, layout, constants):
     """Sum of all terms of two int8 rows: exact integers, scaled once a segment."""
     scales = _scale(left, layout) * _scale(right, layout)
     result = np.float32(0.0)
@@ -178,13 +190,13 @@ def _integer_sum(left, right, element, layout, constants):  # type: ignore[no-un
     return result
 
 
-def _terms(left, right, element, layout, constants):  # type: ignore[no-untyped-def]
+def _terms(left, right, element, layout, constants):
     """Sum of all terms of two rows at addresses; the stored type picks the loops."""
 
 
 @overload(_terms, inline="always")
-def _pick_terms(left, right, element, layout, constants):  # type: ignore[no-untyped-def]
-    if element.dtype == types.int8:
+def _pick_terms(left, right, element, layout, constants):
+    if element == types.int8:
         return lambda left, right, element, layout, constants: _integer_sum(
             left, right, element, layout, constants
         )
@@ -192,7 +204,7 @@ def _pick_terms(left, right, element, layout, constants):  # type: ignore[no-unt
 
 
 @jit
-def _raw(table, left, right):  # type: ignore[no-untyped-def]
+def _raw(table, left, right):
     """Raw score of the rows at two addresses."""
     layout = table.layout
     bias = np.float32(0.0)
@@ -203,7 +215,7 @@ def _raw(table, left, right):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _link(raw, table):  # type: ignore[no-untyped-def]
+def _link(raw, table):
     """offset + slope * link(raw), in float32."""
     value = raw
     if table.link == 1:
@@ -212,16 +224,15 @@ def _link(raw, table):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _ceiling(table):  # type: ignore[no-untyped-def]
+def _ceiling(table):
     """Raw score from which on the link rises no more."""
     return np.float32(0.0) if table.link == 1 else np.float32(np.inf)
 
 
 @jit
-def score_pairs(table, left, right, scores):  # type: ignore[no-untyped-def]
+def score_pairs(table, left, right, scores):
     """Fill `scores` (m,) float32 for pairs of row numbers, `left` and `right` (m,) integers."""
-    left_base, right_base = address(table.left), address(table.right)
-    row_bytes = table.left.shape[1]
+    left_base, right_base, row_bytes = table.left, table.right, table.row_bytes
     ahead = max(2, _AHEAD_BYTES // row_bytes)
     last = len(scores) - 1
     for pair in range(len(scores)):
@@ -240,25 +251,68 @@ def score_pairs(table, left, right, scores):  # type: ignore[no-untyped-def]
 
 
 class Panels(NamedTuple):
-    """Packed operands of a walk and what its tiles share.
+    """Packed operands of a walk, by address, and what its tiles share.
 
-    left_columns (panels, K, TILE_ROWS), right_columns (panels, K, TILE_COLUMNS) and their biases
-    are float32; counts are the three kinds of column; first_left and first_right are the table
-    rows of the first panels; left_count and right_count the rows that are real; distinct is False
-    where left and right are one table, whose diagonal is left out.
+    A panel holds, for each of `columns` columns, TILE_ROWS left or TILE_COLUMNS right rows;
+    products, plus and minus are the numbers of the three kinds of column. first_left and
+    first_right are the table rows of the first panels, left_count and right_count the rows that
+    are real. distinct is False where left and right are one table: its diagonal is left out.
     """
 
-    left_columns: np.ndarray
-    left_bias: np.ndarray
-    right_columns: np.ndarray
-    right_bias: np.ndarray
-    counts: np.ndarray
+    arrays: tuple[np.ndarray, ...]
+    left: int
+    left_bias: int
+    right: int
+    right_bias: int
+    left_panels: int
+    right_panels: int
+    columns: int
+    products: int
+    plus: int
+    minus: int
     constant: np.float32
     first_left: int
     first_right: int
     left_count: int
     right_count: int
     distinct: bool
+
+
+def make_panels(
+    left: tuple[np.ndarray, np.ndarray],
+    right: tuple[np.ndarray, np.ndarray],
+    counts: tuple[int, int, int],
+    constant: float,
+    first: tuple[int, int],
+    real: tuple[int, int],
+    distinct: bool,
+) -> Panels:
+    """Return the arguments of a walk.
+
+    Parameters
+    ----------
+    left, right : columns (panels, K, width) and biases (panels, width), contiguous float32.
+    counts : numbers of product, added-maximum and subtracted-maximum columns; they sum to K.
+    constant : the c of the formula.
+    first : table rows of the first left and the first right panel.
+    real : rows that are not padding, left and right.
+    distinct : whether left and right are two tables.
+    """
+    arrays = (*left, *right)
+    if not all(array.flags.c_contiguous and array.dtype == np.float32 for array in arrays):
+        raise ValueError("panels must be contiguous float32")
+    return Panels(
+        arrays,
+        *(array.ctypes.data for array in arrays),
+        len(left[0]),
+        len(right[0]),
+        left[0].shape[1],
+        *counts,
+        np.float32(constant),
+        *first,
+        *real,
+        distinct,
+    )
 
 
 _BLOCK_BYTES = 512 * 1024
@@ -269,14 +323,13 @@ _BLOCK_ROWS = 16
 
 
 @jit_generator
-def _walk(panels, first, last):  # type: ignore[no-untyped-def]
+def _walk(panels, first, last):
     """Yield (left panel, right panel) so that a block of right panels stays in cache.
 
     For one left panel, right panels come in increasing order.
     """
-    number = len(panels.right_columns)
-    panel_bytes = panels.right_columns.shape[1] * panels.right_columns.shape[2] * 4
-    block = max(1, _BLOCK_BYTES // max(1, panel_bytes))
+    number = panels.right_panels
+    block = max(1, _BLOCK_BYTES // max(1, panels.columns * TILE_COLUMNS * 4))
     for group in range(first, last, _BLOCK_ROWS):
         for start in range(0, number, block):
             for i in range(group, min(group + _BLOCK_ROWS, last)):
@@ -285,19 +338,16 @@ def _walk(panels, first, last):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _tile(panels, i, j, threshold, tile):  # type: ignore[no-untyped-def]
+def _tile(panels, i, j, threshold, tile):
     """Compute one tile; return whether it was stored, that is, reaches the threshold."""
-    columns = panels.left_columns.shape[1]
-    left = address(panels.left_columns) + i * columns * TILE_ROWS * 4
-    right = address(panels.right_columns) + j * columns * TILE_COLUMNS * 4
     best = register_tile(
-        left,
-        right,
-        address(panels.left_bias) + i * TILE_ROWS * 4,
-        address(panels.right_bias) + j * TILE_COLUMNS * 4,
-        panels.counts[0],
-        panels.counts[1],
-        panels.counts[2],
+        panels.left + i * panels.columns * TILE_ROWS * 4,
+        panels.right + j * panels.columns * TILE_COLUMNS * 4,
+        panels.left_bias + i * TILE_ROWS * 4,
+        panels.right_bias + j * TILE_COLUMNS * 4,
+        panels.products,
+        panels.plus,
+        panels.minus,
         panels.constant,
         threshold,
         address(tile),
@@ -306,11 +356,9 @@ def _tile(panels, i, j, threshold, tile):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _exact(table, row, column):  # type: ignore[no-untyped-def]
+def _exact(table, row, column):
     """Raw score by the pair kernel of two row numbers."""
-    row_bytes = table.left.shape[1]
-    here = address(table.left) + row * row_bytes
-    there = address(table.right) + column * row_bytes
+    here, there = table.left + row * table.row_bytes, table.right + column * table.row_bytes
     return _raw(table, here, there)
 
 
@@ -318,13 +366,13 @@ def _exact(table, row, column):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _comes_later(values, columns, a, b):  # type: ignore[no-untyped-def]
+def _comes_later(values, columns, a, b):
     """Whether candidate a ranks behind b: a lower value, or the same and a higher column."""
     return values[a] < values[b] or (values[a] == values[b] and columns[a] > columns[b])
 
 
 @jit
-def _sink(values, columns, root, count):  # type: ignore[no-untyped-def]
+def _sink(values, columns, root, count):
     """Restore a heap, whose root ranks last, below one place."""
     while 2 * root + 1 < count:
         child = 2 * root + 1
@@ -338,7 +386,7 @@ def _sink(values, columns, root, count):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _rank(values, columns, count):  # type: ignore[no-untyped-def]
+def _rank(values, columns, count):
     """Sort candidates in place by value, then by lower column (heapsort)."""
     for root in range(count // 2 - 1, -1, -1):
         _sink(values, columns, root, count)
@@ -349,7 +397,7 @@ def _rank(values, columns, count):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _drop_hopeless(values, columns, count, k, slack):  # type: ignore[no-untyped-def]
+def _drop_hopeless(values, columns, count, k, slack):
     """Rank candidates and return how many may be among the best k.
 
     Each value is within `slack` of the pair kernel's. The k best values therefore prove that a
@@ -363,7 +411,7 @@ def _drop_hopeless(values, columns, count, k, slack):  # type: ignore[no-untyped
 
 
 @jit
-def _shrink(table, row, k, slack, values, columns):  # type: ignore[no-untyped-def]
+def _shrink(table, row, k, slack, values, columns):
     """Make room among a row's candidates; return how many stay and the new floor.
 
     Where ties keep too many, the pair kernel decides and exactly k stay: the best by score, which
@@ -382,7 +430,7 @@ def _shrink(table, row, k, slack, values, columns):  # type: ignore[no-untyped-d
 
 
 @jit
-def scan_top_k(table, panels, first, last, k, slack, floor, filled, values, columns):  # type: ignore[no-untyped-def]
+def scan_top_k(table, panels, first, last, k, slack, floor, filled, values, columns):
     """Add to each row's candidates every column that may be among its k best.
 
     Left panels `first` to `last` are walked over all right panels. Candidates live in `values`
@@ -414,7 +462,7 @@ def scan_top_k(table, panels, first, last, k, slack, floor, filled, values, colu
 
 
 @jit
-def finish_top_k(table, first_row, low, high, k, slack, filled, values, columns, scores, indices):  # type: ignore[no-untyped-def]
+def finish_top_k(table, first_row, low, high, k, slack, filled, values, columns, scores, indices):
     """Score the candidates of rows `low` to `high` by the pair kernel and write the best k.
 
     Rows count from the table's row `first_row`.
@@ -437,7 +485,7 @@ def finish_top_k(table, first_row, low, high, k, slack, filled, values, columns,
 
 
 @jit
-def scan_threshold(table, panels, first, last, minimum, floor, rows, columns, scores):  # type: ignore[no-untyped-def]
+def scan_threshold(table, panels, first, last, minimum, floor, rows, columns, scores):
     """Collect every pair whose score by the pair kernel is at least `minimum`.
 
     `floor` (rows,) float32 is what a tile must reach to matter. Hits go to `rows` int64 (counted
@@ -467,7 +515,7 @@ def scan_threshold(table, panels, first, last, minimum, floor, rows, columns, sc
 
 
 @jit
-def group_by_row(rows, counts, columns, scores, sorted_columns, sorted_scores):  # type: ignore[no-untyped-def]
+def group_by_row(rows, counts, columns, scores, sorted_columns, sorted_scores):
     """Bring hits of `scan_threshold` into row order, keeping the order within a row.
 
     `counts` (rows,) int64 is filled with the hits of each row.
@@ -483,7 +531,7 @@ def group_by_row(rows, counts, columns, scores, sorted_columns, sorted_scores): 
 
 
 @jit
-def scan_dense(table, panels, first, last, scores):  # type: ignore[no-untyped-def]
+def scan_dense(table, panels, first, last, scores):
     """Fill `scores` (rows, columns) float32 with the tiles' scores, both from the first panels."""
     tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
     for i, j in _walk(panels, first, last):
@@ -497,7 +545,7 @@ def scan_dense(table, panels, first, last, scores):  # type: ignore[no-untyped-d
 
 
 @jit
-def scan_range(panels, first, last):  # type: ignore[no-untyped-def]
+def scan_range(panels, first, last):
     """Return the least and the greatest raw score of the tiles, the diagonal left out."""
     tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
     least, greatest = np.float32(np.inf), -np.float32(np.inf)
@@ -516,7 +564,7 @@ def scan_range(panels, first, last):  # type: ignore[no-untyped-def]
 
 
 @jit
-def scan_histogram(table, panels, first, last, edges, slack, counts):  # type: ignore[no-untyped-def]
+def scan_histogram(table, panels, first, last, edges, slack, counts):
     """Count scores into bins [edges[b], edges[b + 1]), the last one closed, exactly.
 
     `edges` (bins + 1,) float32 are equally spaced scores; `counts` (bins,) int64 grows. A tile's
@@ -547,7 +595,7 @@ def scan_histogram(table, panels, first, last, edges, slack, counts):  # type: i
 
 
 @jit
-def _bin_of(score, edges, bins):  # type: ignore[no-untyped-def]
+def _bin_of(score, edges, bins):
     width = (edges[bins] - edges[0]) / bins
     place = min(max(int((score - edges[0]) / width), 0), bins - 1) if width > 0 else 0
     while place > 0 and score < edges[place]:
@@ -558,7 +606,7 @@ def _bin_of(score, edges, bins):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _link_all(raw, table, scores):  # type: ignore[no-untyped-def]
+def _link_all(raw, table, scores):
     for n in range(len(raw)):
         scores[n] = _link(raw[n], table)
 

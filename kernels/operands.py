@@ -61,7 +61,9 @@ def make_operand(rows: np.ndarray, plan: Plan, side: str) -> Operand:
     bias = values["bias"].copy()
     size = np.abs(values["bias"])
     squares = np.zeros(len(rows))
-    products, plus, minus = [], [], []
+    products: list[np.ndarray] = []
+    plus: list[np.ndarray] = []
+    minus: list[np.ndarray] = []
     for name, sign, columns in signed_runs(plan):
         part = values[name][:, columns]
         if name == "product":

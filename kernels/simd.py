@@ -19,10 +19,13 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
-from numba.core import cgutils, config, types
+from numba.core import cgutils, types
+from numba.core import config as numba_config
 from numba.extending import intrinsic, models, register_model
 
 from fastpair.kernels import LANES
+
+config: Any = numba_config  # its settings are made at run time
 
 _BIT8, _INT16, _INT32, _INT64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _FLOAT32, _HALF = ir.FloatType(), ir.HalfType()
@@ -150,10 +153,10 @@ def _fma(builder: ir.IRBuilder, vector: ir.VectorType) -> ir.Function:
 
 
 @intrinsic
-def address(typingctx, array):  # type: ignore[no-untyped-def]
+def address(typingctx, array):
     """Address of an array's first element."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         return builder.ptrtoint(data, _INT64)
 
@@ -161,10 +164,10 @@ def address(typingctx, array):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def prefetch(typingctx, where):  # type: ignore[no-untyped-def]
+def prefetch(typingctx, where):
     """Ask for the cache line at an address."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         pointer = _BIT8.as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -176,41 +179,41 @@ def prefetch(typingctx, where):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def zeros(typingctx):  # type: ignore[no-untyped-def]
+def zeros(typingctx):
     """Sixteen float32 zeros."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return _constant(float32x16.llvm, 0.0)
 
     return float32x16(), codegen
 
 
 @intrinsic
-def integer_zeros(typingctx):  # type: ignore[no-untyped-def]
+def integer_zeros(typingctx):
     """Sixteen int32 zeros."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return _constant(int32x16.llvm, 0)
 
     return int32x16(), codegen
 
 
 @intrinsic
-def load(typingctx, where, element):  # type: ignore[no-untyped-def]
+def load(typingctx, where, element):
     """Sixteen columns at an address, widened exactly to float32, or to int32 from int8.
 
-    `element` is an array whose type says how columns are stored: float32, int16 (float16),
-    uint16 (bfloat16) or int8.
+    `element` is a number whose type says how columns are stored: float32, int16 (float16, which
+    Numba lacks on a CPU), uint16 (bfloat16) or int8.
     """
     stored = {
         types.float32: _FLOAT32,
-        types.int16: _HALF,  # Numba has no float16 arrays on a CPU
+        types.int16: _HALF,
         types.uint16: _INT16,
         types.int8: _BIT8,
-    }[element.dtype]
-    result = int32x16 if element.dtype == types.int8 else float32x16
+    }[element]
+    result = int32x16 if element == types.int8 else float32x16
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         raw = ir.VectorType(stored, LANES)
         value = builder.load(builder.inttoptr(args[0], raw.as_pointer()), align=1)
         if stored is _HALF:
@@ -226,20 +229,20 @@ def load(typingctx, where, element):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def load_float32(typingctx, where):  # type: ignore[no-untyped-def]
+def load_float32(typingctx, where):
     """One float32 at an address."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         return builder.load(builder.inttoptr(args[0], _FLOAT32.as_pointer()), align=4)
 
     return types.float32(where), codegen
 
 
 @intrinsic
-def fma(typingctx, x, y, z):  # type: ignore[no-untyped-def]
+def fma(typingctx, x, y, z):
     """x * y + z, rounded once (exact for int32)."""
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         if x == int32x16:
             return builder.add(builder.mul(args[0], args[1]), args[2])
         return builder.call(_fma(builder, float32x16.llvm), args)
@@ -250,8 +253,8 @@ def fma(typingctx, x, y, z):  # type: ignore[no-untyped-def]
 def _binary(
     name: str, on_floats: Callable[..., Any], on_integers: Callable[..., Any], meaning: str
 ) -> Any:
-    def operation(typingctx, x, y):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def operation(typingctx, x, y):
+        def codegen(context, builder, signature, args):
             return (on_integers if x == int32x16 else on_floats)(builder, *args)
 
         return x(x, y), codegen
@@ -275,11 +278,11 @@ maximum = _binary("maximum", _greater, _greater_integer, "The greater of x and y
 
 
 @intrinsic
-def total(typingctx, x):  # type: ignore[no-untyped-def]
+def total(typingctx, x):
     """Sum of the lanes as a tree: lane q with q + 8, then q + 4, q + 2, q + 1."""
     result = types.int32 if x == int32x16 else types.float32
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         value = args[0]
         mask = ir.VectorType(_INT32, LANES)
         undefined = ir.Constant(x.llvm, ir.Undefined)
@@ -398,7 +401,7 @@ def _minus_maximum(builder: ir.IRBuilder, running: ir.Value, x: ir.Value, y: ir.
 
 
 @intrinsic
-def register_tile(  # type: ignore[no-untyped-def]
+def register_tile(
     typingctx,
     left,
     right,
@@ -421,7 +424,7 @@ def register_tile(  # type: ignore[no-untyped-def]
     size of the tile.
     """
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
         pointer = _FLOAT32.as_pointer()
         numbers = [builder.inttoptr(args[n], pointer) for n in (0, 1, 2, 3, 9)]
         emitter = _TileEmitter(builder, numbers[0], numbers[1])

@@ -186,6 +186,6 @@ def test_refusals():
         list(AllPairs(rows, None, plan).above(float("nan")))
     with pytest.raises(ArgumentError, match="no pair"):
         AllPairs(rows, None, plan).histogram()
-    many = np.broadcast_to(rows, (10**8, plan.layout.row_bytes))
+    many = np.zeros((10**8, plan.layout.row_bytes), dtype=np.uint8)  # never touched: no memory
     with pytest.raises(MemoryBudgetError, match="allow more memory"):
         list(AllPairs(rows, many, plan, memory=SMALL).dense())

@@ -85,7 +85,7 @@ def test_losses_are_their_formulas():
 def test_a_learned_similarity_beats_raw_cosine_on_pairs_it_has_not_seen(head):
     rows, left, right, labels = groups_in_noise(0)
     seen = slice(0, 400)
-    result = train(rows, left[seen], right[seen], labels[seen], head=head, epochs=15)
+    result = train(rows, left[seen], right[seen], labels[seen], head=head, batch=64)
     left, right, labels = left[400:], right[400:], labels[400:]
     learned = evaluate_scores(result.model.score(rows[left], rows[right]), labels)
     raw = evaluate_scores(raw_cosine(rows, left, right), labels)
@@ -116,7 +116,7 @@ def test_scores_are_calibrated_log_odds_and_the_threshold_is_in_their_unit():
 def test_grades_are_learned_in_their_own_unit():
     rows, left, right, labels = groups_in_noise(3)
     grades = 2 + 3 * labels
-    model = train(rows, left, right, grades, graded=True, epochs=10).model
+    model = train(rows, left, right, grades, graded=True, batch=64).model
     scores = model.score(rows[left], rows[right])
     assert (model.unit, model.threshold) == ("grade", None)
     assert abs(scores - grades).mean() < 0.6
