@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -81,7 +81,7 @@ def _cgroup_free() -> Iterator[int]:
 
 def run_ordered(
     function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int, ahead: int = 2
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """Yield ``function(item)`` in the order of `items`, computed in a pool of threads.
 
     At most ``threads * ahead`` results wait, so memory stays bounded however many items come.

@@ -434,7 +434,10 @@ def info(file: Path, as_json: bool) -> None:
     if as_json:
         _finish(summary, True)
         return
-    width = max(len(name) for name in summary)
-    for name, value in summary.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        click.echo(f"{name.replace('_', ' '):<{width}}  {text}")
+    click.echo(f"{file}: {summary['summary']}")
+    for name, entry in summary["datasets"].items():
+        shape = " x ".join(map(str, entry["shape"])) or "one value"
+        click.echo(f"  {name:<16} {shape:<20} {entry['dtype']}")
+    for name, value in summary["attributes"].items():
+        if not isinstance(value, dict | list):
+            click.echo(f"  {name.replace('_', ' ')}: {value}")

@@ -39,6 +39,7 @@ BATCH_ROWS = 1 << 16
 class Columns(Protocol):
     """A file of named columns: CSV, Parquet."""
 
+    kind: str
     path: Path
     names: list[str]
 
@@ -58,6 +59,7 @@ class Columns(Protocol):
 class Arrays(Protocol):
     """A file of named arrays: HDF5, npy, npz."""
 
+    kind: str
     path: Path
     entries: dict[str, tuple[tuple[int, ...], np.dtype | str]]
 
@@ -80,6 +82,8 @@ class TextColumns:
     names : from the first line, or others once `without_header` was called.
     first : the fields of the first line.
     """
+
+    kind = "text columns (CSV, TSV)"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -209,6 +213,8 @@ class ParquetColumns:
     path : the file.
     """
 
+    kind = "Parquet columns"
+
     def __init__(self, path: Path) -> None:
         self.path = path
         with reading(path), pq.ParquetFile(path) as file:
@@ -259,6 +265,8 @@ class NumpyArrays:
     ----------
     path : the file.
     """
+
+    kind = "NumPy arrays"
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -22,6 +22,8 @@ from fastpair.export import convert as convert_file
 from fastpair.export import export_format, write_scored_pairs
 from fastpair.files import Table, TableWriter, describe, read_model, read_table, write_model
 from fastpair.folding import Folder, fold
+from fastpair.formats import Arrays, open_format
+from fastpair.hdf5 import Hdf5Arrays
 from fastpair.ingest import EmbeddingSource, open_embeddings
 from fastpair.model import BUILTINS, Model, builtin
 from fastpair.pairs import PairBlock, PairSource, open_pairs
@@ -628,5 +630,29 @@ def matrix(
 
 
 def info(file: Path) -> Summary:
-    """Say what a file is and whether it is whole."""
-    return describe(file)
+    """Say what a file is and whether it is whole.
+
+    Returns
+    -------
+    summary : ``summary`` (a sentence), ``kind`` (None for files of others), ``datasets`` (shape
+        and type by name), ``attributes``, ``ids``, ``whole`` (None where nothing tells).
+    """
+    found = open_format(file)
+    if isinstance(found, Hdf5Arrays):
+        return describe(file)
+    if isinstance(found, Arrays):
+        entries = {
+            name: (list(shape), str(dtype)) for name, (shape, dtype) in found.entries.items()
+        }
+    else:
+        rows = found.count_rows(found.names)
+        entries = {name: ([rows], str(found.type_of(name))) for name in found.names}
+    return {
+        "path": str(file),
+        "kind": None,
+        "datasets": {name: {"shape": s, "dtype": t} for name, (s, t) in entries.items()},
+        "attributes": {},
+        "ids": False,
+        "whole": None,
+        "summary": f"a file of {found.kind} with {', '.join(map(str, entries))}",
+    }

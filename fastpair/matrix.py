@@ -8,6 +8,7 @@ wants and hands on finished left rows in order. Results do not depend on groups,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -184,11 +185,12 @@ class AllPairs:
                 (panels, low, min(low + _PANELS_A_TASK, number))
                 for low in range(0, number, _PANELS_A_TASK)
             ]
-            results = run_ordered(lambda task: work(*task), tasks, self.threads)
-            for (_, low, high), result in zip(tasks, results, strict=True):
-                rows = min(high * TILE_ROWS, panels.left_count) - low * TILE_ROWS
-                self.progress(rows * panels.right_count)
-                yield low * TILE_ROWS, result
+            # Kernels know the panels by address: they must be done before the panels go.
+            with closing(run_ordered(lambda task: work(*task), tasks, self.threads)) as results:
+                for (_, low, high), result in zip(tasks, results, strict=True):
+                    rows = min(high * TILE_ROWS, panels.left_count) - low * TILE_ROWS
+                    self.progress(rows * panels.right_count)
+                    yield low * TILE_ROWS, result
 
     # --- the reductions ---
 
@@ -208,7 +210,7 @@ class AllPairs:
         if k < 1:
             raise ArgumentError(f"k is {k}, expected at least 1")
         kept = max(1, min(k, len(self.right)))
-        capacity = min(4 * kept + 64, len(self.right) + 1)
+        capacity = min(2 * kept + 16, len(self.right) + 1)
         for first, last in self._groups(capacity * 12 + k * 12 + 24):
             yield (first, *self._top_k_of(first, last, k, kept, capacity))
 

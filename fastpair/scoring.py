@@ -66,6 +66,7 @@ class PairScorer:
             right_rows = left_rows
         elif right_plan is not None:
             left_rows, right_rows, plan = meet(left_rows, plan, right_rows, right_plan)
+        self._rows = left_rows, right_rows  # kernels know only their addresses
         self.table = cpu.table_arguments(left_rows, right_rows, plan)
 
     def __call__(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:

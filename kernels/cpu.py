@@ -3,7 +3,7 @@
 The pair kernel gathers two rows and adds their terms; the tile kernels walk a block of left rows
 over packed right panels and keep what a reduction wants. What they read comes as `Table` and
 `Panels`, whose numbers and addresses are plain scalars: reading an array out of a tuple costs two
-atomic reference counts, as much as a short pair. The arrays in them only keep the memory alive.
+atomic reference counts, as much as a short pair. Whoever makes them keeps the arrays alive.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from fastpair.kernels.simd import (
     jit_generator,
     load,
     load_float32,
+    lowest_bit,
     maximum,
     prefetch,
     register_tile,
+    row_mask,
     subtract,
     total,
     zeros,
@@ -52,8 +54,6 @@ LOWEST = np.float32(np.finfo(np.float32).min)
 class Table(NamedTuple):
     """What kernels need to score a pair exactly: addresses of both tables, layout, constants."""
 
-    left_rows: np.ndarray
-    right_rows: np.ndarray
     left: int
     right: int
     row_bytes: int
@@ -64,13 +64,14 @@ class Table(NamedTuple):
 
 
 def table_arguments(left_rows: np.ndarray, right_rows: np.ndarray, plan: Plan) -> Table:
-    """Return the pair kernel's arguments for two tables (rows, row_bytes) uint8 of one plan."""
+    """Return the pair kernel's arguments for two tables (rows, row_bytes) uint8 of one plan.
+
+    They hold addresses: the tables must live as long as they are used.
+    """
     for rows in (left_rows, right_rows):
         if not rows.flags.c_contiguous or rows.shape[1] != plan.layout.row_bytes:
             raise ValueError(f"rows {rows.shape} are not contiguous or not of {plan.layout}")
     return Table(
-        left_rows,
-        right_rows,
         left_rows.ctypes.data,
         right_rows.ctypes.data,
         plan.layout.row_bytes,
@@ -259,7 +260,6 @@ class Panels(NamedTuple):
     are real. distinct is False where left and right are one table: its diagonal is left out.
     """
 
-    arrays: tuple[np.ndarray, ...]
     left: int
     left_bias: int
     right: int
@@ -287,7 +287,7 @@ def make_panels(
     real: tuple[int, int],
     distinct: bool,
 ) -> Panels:
-    """Return the arguments of a walk.
+    """Return the arguments of a walk; the arrays must live as long as they are used.
 
     Parameters
     ----------
@@ -302,7 +302,6 @@ def make_panels(
     if not all(array.flags.c_contiguous and array.dtype == np.float32 for array in arrays):
         raise ValueError("panels must be contiguous float32")
     return Panels(
-        arrays,
         *(array.ctypes.data for array in arrays),
         len(left[0]),
         len(right[0]),
@@ -339,7 +338,7 @@ def _walk(panels, first, last):
 
 @jit
 def _tile(panels, i, j, threshold, tile):
-    """Compute one tile; return whether it was stored, that is, reaches the threshold."""
+    """Compute one tile into an address; return whether it reaches the threshold and was stored."""
     best = register_tile(
         panels.left + i * panels.columns * TILE_ROWS * 4,
         panels.right + j * panels.columns * TILE_COLUMNS * 4,
@@ -350,7 +349,7 @@ def _tile(panels, i, j, threshold, tile):
         panels.minus,
         panels.constant,
         threshold,
-        address(tile),
+        tile,
     )
     return best >= threshold
 
@@ -360,6 +359,26 @@ def _exact(table, row, column):
     """Raw score by the pair kernel of two row numbers."""
     here, there = table.left + row * table.row_bytes, table.right + column * table.row_bytes
     return _raw(table, here, there)
+
+
+@jit
+def _lowest_floor(floor, low, high):
+    """The floor that a tile of these rows must reach to matter."""
+    least = floor[low]
+    for row in range(low + 1, high):
+        least = min(least, floor[row])
+    return least
+
+
+@jit
+def _row_hits(panels, row, j, tile, floor):
+    """Bits of a tile's columns that reach a row's floor, without padding and the diagonal."""
+    mask = row_mask(tile + (row % TILE_ROWS) * TILE_COLUMNS * 4, floor)
+    if not panels.distinct:
+        itself = panels.first_left + row - panels.first_right - j * TILE_COLUMNS
+        if 0 <= itself < TILE_COLUMNS:
+            mask &= ~(np.int64(1) << itself)
+    return mask
 
 
 # --- all pairs: top-k ----------------------------------------------------------------------------
@@ -397,17 +416,49 @@ def _rank(values, columns, count):
 
 
 @jit
+def _select(values, columns, count, k):
+    """Bring the k greatest values to the front, in any order (Hoare's selection)."""
+    low, high = 0, count - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] > pivot:
+                i += 1
+            while values[j] < pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                columns[i], columns[j] = columns[j], columns[i]
+                i, j = i + 1, j - 1
+        if k - 1 <= j:
+            high = j
+        elif k - 1 >= i:
+            low = i
+        else:
+            return
+
+
+@jit
 def _drop_hopeless(values, columns, count, k, slack):
-    """Rank candidates and return how many may be among the best k.
+    """Drop candidates that cannot be among the best k; return how many stay and the new floor.
 
     Each value is within `slack` of the pair kernel's. The k best values therefore prove that a
     candidate more than twice the slack below the k-th is not among the k best pairs.
     """
-    _rank(values, columns, count)
-    kept = min(count, k)
-    while kept < count and values[kept] >= values[k - 1] - 2 * slack:
-        kept += 1
-    return kept
+    if count <= k:
+        return count, LOWEST
+    _select(values, columns, count, k)
+    floor = values[0]
+    for n in range(1, k):
+        floor = min(floor, values[n])
+    floor -= 2 * slack
+    kept = k
+    for n in range(k, count):
+        if values[n] >= floor:
+            values[kept], columns[kept] = values[n], columns[n]
+            kept += 1
+    return kept, floor
 
 
 @jit
@@ -418,9 +469,9 @@ def _shrink(table, row, k, slack, values, columns):
     rounding or a link's end may make equal where raw scores are not.
     """
     count = len(values)
-    kept = _drop_hopeless(values, columns, count, k, slack)
-    if kept <= count - count // 4:
-        return kept, values[k - 1] - 2 * slack
+    kept, floor = _drop_hopeless(values, columns, count, k, slack)
+    if kept <= count - (count - k) // 4:
+        return kept, floor
     for n in range(kept):
         values[n] = _link(_exact(table, row, columns[n]), table)
     _rank(values, columns, kept)
@@ -438,22 +489,23 @@ def scan_top_k(table, panels, first, last, k, slack, floor, filled, values, colu
     them in use; `floor` (rows,) float32 is what a tile must reach to matter, `slack` (rows,) its
     bound. All count rows from the first left panel and go on from call to call.
     """
-    tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    memory = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    tile = address(memory)
     capacity, ceiling = values.shape[1], _ceiling(table)
     for i, j in _walk(panels, first, last):
         low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
-        if not _tile(panels, i, j, floor[low:high].min(), tile):
+        if not _tile(panels, i, j, _lowest_floor(floor, low, high), tile):
             continue
-        width = min(TILE_COLUMNS, panels.right_count - j * TILE_COLUMNS)
         for row in range(low, high):
-            itself = -1 if panels.distinct else panels.first_left + row
-            for n in range(width):
-                value = min(tile[row - low, n], ceiling)
-                column = panels.first_right + j * TILE_COLUMNS + n
-                if value < floor[row] or column == itself:
+            mask = _row_hits(panels, row, j, tile, floor[row])
+            while mask:
+                n = lowest_bit(mask)
+                mask &= mask - 1
+                value = min(memory[row - low, n], ceiling)
+                if value < floor[row]:  # it rose meanwhile
                     continue
                 values[row, filled[row]] = value
-                columns[row, filled[row]] = column
+                columns[row, filled[row]] = panels.first_right + j * TILE_COLUMNS + n
                 filled[row] += 1
                 if filled[row] == capacity:
                     filled[row], floor[row] = _shrink(
@@ -472,7 +524,7 @@ def finish_top_k(table, first_row, low, high, k, slack, filled, values, columns,
     """
     for row in range(low, high):
         value, column = values[row], columns[row]
-        count = _drop_hopeless(value, column, filled[row], k, slack[row])
+        count, _ = _drop_hopeless(value, column, filled[row], k, slack[row])
         for n in range(count):
             value[n] = _link(_exact(table, first_row + row, column[n]), table)
         _rank(value, column, count)
@@ -492,19 +544,18 @@ def scan_threshold(table, panels, first, last, minimum, floor, rows, columns, sc
     from the first left panel), `columns` int64 and `scores` float32; of one row in increasing
     column. Return the number of hits, which may exceed the room: then nothing more was written.
     """
-    tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    memory = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    tile = address(memory)
     found = 0
     for i, j in _walk(panels, first, last):
         low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
-        if not _tile(panels, i, j, floor[low:high].min(), tile):
+        if not _tile(panels, i, j, _lowest_floor(floor, low, high), tile):
             continue
-        width = min(TILE_COLUMNS, panels.right_count - j * TILE_COLUMNS)
         for row in range(low, high):
-            itself = -1 if panels.distinct else panels.first_left + row
-            for n in range(width):
-                column = panels.first_right + j * TILE_COLUMNS + n
-                if tile[row - low, n] < floor[row] or column == itself:
-                    continue
+            mask = _row_hits(panels, row, j, tile, floor[row])
+            while mask:
+                column = panels.first_right + j * TILE_COLUMNS + lowest_bit(mask)
+                mask &= mask - 1
                 score = _link(_exact(table, panels.first_left + row, column), table)
                 if score < minimum:
                     continue
@@ -535,7 +586,7 @@ def scan_dense(table, panels, first, last, scores):
     """Fill `scores` (rows, columns) float32 with the tiles' scores, both from the first panels."""
     tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
     for i, j in _walk(panels, first, last):
-        _tile(panels, i, j, -np.float32(np.inf), tile)
+        _tile(panels, i, j, -np.float32(np.inf), address(tile))
         low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
         start = j * TILE_COLUMNS
         width = min(TILE_COLUMNS, panels.right_count - start)
@@ -550,7 +601,7 @@ def scan_range(panels, first, last):
     tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
     least, greatest = np.float32(np.inf), -np.float32(np.inf)
     for i, j in _walk(panels, first, last):
-        _tile(panels, i, j, -np.float32(np.inf), tile)
+        _tile(panels, i, j, -np.float32(np.inf), address(tile))
         low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
         start = j * TILE_COLUMNS
         width = min(TILE_COLUMNS, panels.right_count - start)
@@ -574,7 +625,7 @@ def scan_histogram(table, panels, first, last, edges, slack, counts):
     tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
     bins = len(counts)
     for i, j in _walk(panels, first, last):
-        _tile(panels, i, j, -np.float32(np.inf), tile)
+        _tile(panels, i, j, -np.float32(np.inf), address(tile))
         low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
         start = j * TILE_COLUMNS
         width = min(TILE_COLUMNS, panels.right_count - start)

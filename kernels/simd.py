@@ -440,3 +440,32 @@ def register_tile(
     integers = (types.int64,) * 7
     signature = types.float32(*integers, types.float32, types.float32, types.int64)
     return signature, codegen
+
+
+@intrinsic
+def row_mask(typingctx, row, threshold):
+    """Bits of the TILE_COLUMNS numbers of a tile's row, at an address, that reach a threshold."""
+
+    def codegen(context, builder, signature, args):
+        emitter = _TileEmitter(builder, args[0], args[0])
+        start = builder.inttoptr(args[0], _FLOAT32.as_pointer())
+        limit = emitter.broadcast(args[1])
+        mask: ir.Value = ir.Constant(_INT64, 0)
+        for number in range(_TILE_VECTORS):
+            reached = builder.fcmp_ordered(">=", emitter.vector(start, number), limit)
+            bits = builder.zext(builder.bitcast(reached, ir.IntType(_TILE_LANES)), _INT64)
+            place = ir.Constant(_INT64, number * _TILE_LANES)
+            mask = builder.or_(mask, builder.shl(bits, place))
+        return mask
+
+    return types.int64(row, threshold), codegen
+
+
+@intrinsic
+def lowest_bit(typingctx, mask):
+    """Number of the lowest bit that is set; the mask must not be 0."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(mask), codegen

@@ -413,7 +413,7 @@ def test_unfinished_work_of_another_run_is_not_continued(tmp_path):
 
 def test_unfinished_work_is_not_thrown_away_unasked(tmp_path):
     begin_scores(tmp_path / "s.h5", 0)
-    with pytest.raises(FileError, match="resume it"):
+    with pytest.raises(FileError, match="--resume to go on"):
         ScoreFile(tmp_path / "s.h5", COUNT, IDENTITY)
     with ScoreFile(tmp_path / "s.h5", COUNT, IDENTITY, overwrite=True) as scores:
         assert not scores.done.any()
