@@ -39,7 +39,7 @@ BATCH_ROWS = 1 << 16
 class Columns(Protocol):
     """A file of named columns: CSV, Parquet."""
 
-    kind: str
+    format_name: str
     path: Path
     names: list[str]
 
@@ -59,7 +59,7 @@ class Columns(Protocol):
 class Arrays(Protocol):
     """A file of named arrays: HDF5, npy, npz."""
 
-    kind: str
+    format_name: str
     path: Path
     entries: dict[str, tuple[tuple[int, ...], np.dtype | str]]
 
@@ -83,7 +83,7 @@ class TextColumns:
     first : the fields of the first line.
     """
 
-    kind = "text columns (CSV, TSV)"
+    format_name = "text columns (CSV, TSV)"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -213,7 +213,7 @@ class ParquetColumns:
     path : the file.
     """
 
-    kind = "Parquet columns"
+    format_name = "Parquet columns"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -266,7 +266,7 @@ class NumpyArrays:
     path : the file.
     """
 
-    kind = "NumPy arrays"
+    format_name = "NumPy arrays"
 
     def __init__(self, path: Path) -> None:
         self.path = path

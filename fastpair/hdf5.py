@@ -163,7 +163,7 @@ class Hdf5Arrays:
     entries : shape and type of every data set, by name; the type is "text" for strings.
     """
 
-    kind = "HDF5 data sets"
+    format_name = "HDF5 data sets"
 
     def __init__(self, path: str | Path, *, locking: bool | str = "best-effort") -> None:
         self.path = check_readable(path)

@@ -654,5 +654,5 @@ def info(file: Path) -> Summary:
         "attributes": {},
         "ids": False,
         "whole": None,
-        "summary": f"a file of {found.kind} with {', '.join(map(str, entries))}",
+        "summary": f"a file of {found.format_name} with {', '.join(map(str, entries))}",
     }

@@ -156,9 +156,8 @@ class RowLayout:
 
         An offset of -1 stands for a field that rows do not have.
         """
-        dtype = self.dtype
-        present = dtype.names or ()
-        offsets = [int(dtype.fields[n][1]) if n in present else -1 for n in ("bias", "scale")]
+        fields = dict(self.dtype.fields or {})
+        offsets = [int(fields[n][1]) if n in fields else -1 for n in ("bias", "scale")]
         return (*(run // LANES for run in self.runs), *offsets)
 
 

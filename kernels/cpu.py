@@ -8,7 +8,7 @@ atomic reference counts, as much as a short pair. Whoever makes them keeps the a
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core import types
@@ -57,7 +57,7 @@ class Table(NamedTuple):
     left: int
     right: int
     row_bytes: int
-    element: np.generic
+    element: Any
     layout: tuple[int, ...]
     constants: tuple[np.float32, ...]
     link: int
@@ -298,11 +298,14 @@ def make_panels(
     real : rows that are not padding, left and right.
     distinct : whether left and right are two tables.
     """
-    arrays = (*left, *right)
-    if not all(array.flags.c_contiguous and array.dtype == np.float32 for array in arrays):
-        raise ValueError("panels must be contiguous float32")
+    for array in (*left, *right):
+        if not array.flags.c_contiguous or array.dtype != np.float32:
+            raise ValueError("panels must be contiguous float32")
     return Panels(
-        *(array.ctypes.data for array in arrays),
+        left[0].ctypes.data,
+        left[1].ctypes.data,
+        right[0].ctypes.data,
+        right[1].ctypes.data,
         len(left[0]),
         len(right[0]),
         left[0].shape[1],
