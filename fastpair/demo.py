@@ -34,7 +34,7 @@ def prepare(folder: Path) -> dict[str, Path]:
         name: folder / f"{name}.h5"
         for name in ("images", "pairs_train", "pairs_valid", "pairs_test", "pairs_all")
     }
-    ids = pa.array([f"image{n:04d}:{digit}" for n, digit in enumerate(digits.target)])
+    ids = pa.array([f"{n:04d}:{digit}" for n, digit in enumerate(digits.target)])
     images = digits.data.astype(np.float32)
     write_embeddings(files["images"], [(0, images)], images.shape, ids=ids, overwrite=True)
     rng = np.random.default_rng(0)
@@ -101,8 +101,7 @@ def run_demo(folder: Path, threads: int | None = None) -> dict[str, Any]:
     scored = jobs.score(table, files["pairs_all"], scores, threads=threads, **options)
     console.print(
         f"\nScored all {scored['pairs']:,} pairs from an HDF5 file: "
-        f"{scored['pairs_per_second'] / 1e6:.1f} million pairs a second "
-        f"({scored['threads']} threads)."
+        f"{scored['pairs_per_second'] / 1e6:.1f} million a second, {scored['threads']} threads."
     )
     jobs.matrix(table, best, top_k=3, threads=threads, **options)
     _print_best(console, best)
@@ -135,7 +134,7 @@ def _print_best(console: Any, best: Path) -> None:
 
     found = read_top_k(best)
     ids = found.ids.to_pylist() if found.ids is not None else []
-    rows = Table(title="The 3 most similar images of a few (id:digit)", title_justify="left")
+    rows = Table(title="The 3 most similar images of a few (number:digit)", title_justify="left")
     for column in ("image", "first", "second", "third"):
         rows.add_column(column)
     for row in (0, 500, 1000, 1500):

@@ -31,7 +31,7 @@ from fastpair.hdf5 import (
     read_text,
     write_text,
 )
-from fastpair.ids import check_ids, fixed_length, longest
+from fastpair.ids import check_ids, fixed_length, text_parts
 from fastpair.kernels import SEGMENTS, Plan, RowLayout
 from fastpair.staging import PARTIAL, read_at, write_at, writing
 
@@ -356,8 +356,9 @@ def _table_digest(file: h5py.File) -> str:
     digest = hashlib.sha256(f"{file.attrs['plan']} {file.attrs['model_fingerprint']}".encode())
     digest.update(file["block_checksum"][:].tobytes())
     if "ids" in file:
-        ids = read_text(file["ids"])
-        digest.update(fixed_length(ids, max(1, longest(ids))).tobytes())
+        positions, data = text_parts(read_text(file["ids"]))
+        digest.update(np.diff(positions).tobytes())
+        digest.update(data[positions[0] : positions[-1]].tobytes())
     return digest.hexdigest()
 
 
@@ -517,6 +518,15 @@ def _progress(path: Path, file: h5py.File) -> dict[str, Any]:
     return {"blocks": len(sums), "blocks_done": done, "whole": done == len(sums)}
 
 
+def _model_summary(attributes: dict[str, Any]) -> str:
+    config = attributes["config"]
+    heads = "+".join(branch["head"] for branch in config["branches"])
+    threshold = config["threshold"]
+    decides = "" if threshold is None else f", good from {threshold:.4g}"
+    columns = config["input_columns"] or "any number of"
+    return f"{heads} over {columns} columns, scores are {config['unit']}{decides}"
+
+
 def _summary(found: dict[str, Any]) -> str:
     kind, datasets = found["kind"], found["datasets"]
     listed = ", ".join(
@@ -532,7 +542,7 @@ def _summary(found: dict[str, Any]) -> str:
         count, model = datasets["rows"]["shape"][0], attributes["model_name"]
         listed = f"{count} rows of {attributes['precision']} by model {model}"
     elif kind == "model":
-        listed = f"fingerprint {attributes['fingerprint'][:12]}"
+        listed = _model_summary(attributes)
     state = {True: "; whole", False: "; damaged", None: ""}[found["whole"]]
     if found["path"].endswith(PARTIAL):
         done, blocks = found.get("blocks_done", 0), found.get("blocks", 0)
