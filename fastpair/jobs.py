@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fastpair.backend import memory_budget
+from fastpair.backend import LEAST_MEMORY, memory_budget
 from fastpair.errors import ArgumentError, DataError, MemoryBudgetError, MismatchError
 from fastpair.evaluation import evaluate_scores, raw_cosine
 from fastpair.export import convert as convert_file
@@ -586,9 +586,12 @@ def matrix(
     walked = len(left.rows) * len(both.rows)
     if expect is not None:
         expect(walked * (2 if histogram else 1))
-    pairs = AllPairs(
-        left_rows, right_rows, plan, threads=threads, memory=max(budget, 1), progress=progress
-    )
+    if budget < LEAST_MEMORY:
+        raise MemoryBudgetError(
+            f"--memory leaves {budget} bytes beside the tables, but all pairs need at least "
+            f"{LEAST_MEMORY}: allow more"
+        )
+    pairs = AllPairs(left_rows, right_rows, plan, threads=threads, memory=budget, progress=progress)
     found: Summary = {}
     common: Summary = {
         "attributes": {"unit": left.unit, "model_fingerprint": left.fingerprint},

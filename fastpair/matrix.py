@@ -282,7 +282,7 @@ class AllPairs:
 
     def dense(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, (rows, n') float32): the tiles' scores of every pair."""
-        for first, last in self._groups(4 * len(self.right)):
+        for first, last in self._groups(2 * 4 * len(self.right)):  # one is used, one is filled
             scores = np.empty((last - first, len(self.right)), dtype=np.float32)
             left, _ = self._left_side(first, last)
 

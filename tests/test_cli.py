@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -346,23 +345,41 @@ def big_job(folder, pairs=20_000_000, entities=200_000, columns=64):
     run("project", "cosine", folder / "v.npy", "-o", folder / "t.h5")
 
 
-def test_twenty_million_pairs_stay_within_their_memory(tmp_path):
-    """--memory 512MiB, and the 200 MiB that the interpreter and the libraries may use beside it."""
-    big_job(tmp_path)
+def peak_memory(*arguments, cwd):
+    """Run a command in a process of its own; return its greatest resident memory in bytes."""
     code = (
-        "import resource, sys; sys.argv = ['fastpair', 'score', 't.h5', 'p.h5', '-o', 's.h5',"
-        " '--memory', '512MiB']\n"
-        "from fastpair.cli import main; main()\n"
+        "import resource, sys; from fastpair.cli import main\n"
+        f"sys.argv = {['fastpair', *map(str, arguments)]!r}; main()\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True
     )
-    peak = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
-    assert peak < (512 + 200) * 2**20
+    return int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+
+
+INTERPRETER = 200 * 2**20
+"""Bytes that the interpreter and the libraries may use beside --memory."""
+
+
+def test_twenty_million_pairs_stay_within_their_memory(tmp_path):
+    big_job(tmp_path)
+    job = ["score", "t.h5", "p.h5", "-o", "s.h5", "--memory", "512MiB"]
+    assert peak_memory(*job, cwd=tmp_path) < 512 * 2**20 + INTERPRETER
     with h5py.File(tmp_path / "s.h5") as file:
         assert file["score"].shape == (20_000_000,)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
+
+
+def test_a_matrix_larger_than_its_memory_stays_within_it(tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "v.npy", rng.standard_normal((8000, 32), dtype=np.float32))
+    run("project", "cosine", "v.npy", "-o", "t.h5", cwd=tmp_path)
+    for form in (["--dense"], ["--threshold", "-0.2"]):
+        job = ["matrix", "t.h5", *form, "-o", "m.h5", "--overwrite", "--memory", "100MiB"]
+        assert peak_memory(*job, cwd=tmp_path) < 100 * 2**20 + INTERPRETER
+    assert "--memory" in refused(
+        "matrix", "t.h5", "--dense", "-o", "n.h5", "--memory", "64MiB", cwd=tmp_path
+    )
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(tmp_path):
