@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -180,17 +180,30 @@ class AllPairs:
         every chunk of right rows again.
         """
         for panels in self._panels(left, first, last):
-            number = panels.left_panels
-            tasks = [
-                (panels, low, min(low + _PANELS_A_TASK, number))
-                for low in range(0, number, _PANELS_A_TASK)
-            ]
-            # Kernels know the panels by address: they must be done before the panels go.
-            with closing(run_ordered(lambda task: work(*task), tasks, self.threads)) as results:
-                for (_, low, high), result in zip(tasks, results, strict=True):
-                    rows = min(high * TILE_ROWS, panels.left_count) - low * TILE_ROWS
-                    self.progress(rows * panels.right_count)
+            for low, high, result in self._run(panels, _PANELS_A_TASK, 0, work):
+                rows = min(high * TILE_ROWS, panels.left_count) - low * TILE_ROWS
+                if isinstance(result, _TooMany):
+                    for piece, _, part in self._run(panels, 1, low, work, high):
+                        yield piece * TILE_ROWS, part
+                else:
                     yield low * TILE_ROWS, result
+                self.progress(rows * panels.right_count)
+
+    def _run(
+        self,
+        panels: cpu.Panels,
+        size: int,
+        first: int,
+        work: Callable[[cpu.Panels, int, int], _Result],
+        last: int | None = None,
+    ) -> Iterator[tuple[int, int, _Result]]:
+        """Yield (low, high, result) for blocks of `size` left panels, in order."""
+        end = panels.left_panels if last is None else last
+        tasks = [(panels, low, min(low + size, end)) for low in range(first, end, size)]
+        # Kernels know the panels by address: they must be done before the panels go.
+        with closing(run_ordered(lambda task: work(*task), tasks, self.threads)) as results:
+            for (_, low, high), result in zip(tasks, results, strict=True):
+                yield low, high, result
 
     # --- the reductions ---
 
@@ -338,24 +351,25 @@ class AllPairs:
         return float(scores[0]), float(scores[1])
 
 
+class _TooMany:
+    """What a task returns whose hits do not fit: its panels are then taken one at a time."""
+
+
 class _ThresholdTask:
     """Collects one block's hits, row by row."""
 
     def __init__(self, pairs: AllPairs, minimum: np.float32, floor: np.ndarray) -> None:
         self.table = pairs.table
         self.minimum, self.floor = minimum, floor
-        self.room = _HITS_A_TASK
         self.most = max(_HITS_A_TASK, pairs.memory // (8 * pairs.threads * _HIT_BYTES))
 
-    def __call__(self, panels: cpu.Panels, first: int, last: int) -> _RowHits:
-        room = self.room
+    def __call__(self, panels: cpu.Panels, first: int, last: int) -> Any:
+        """Return the hits, or `_TooMany` where several panels have more than the memory bears."""
+        room = _HITS_A_TASK
         found, hits = self._scan(panels, first, last, room)
-        if found > room:  # too many: in halves where the memory demands it, else with exact room
+        if found > room:
             if found > self.most and last - first > 1:
-                middle = (first + last) // 2
-                halves = (self(panels, first, middle), self(panels, middle, last))
-                counts, indices, values = map(np.concatenate, zip(*halves, strict=True))
-                return counts, indices, values
+                return _TooMany()
             found, hits = self._scan(panels, first, last, found)
         rows, columns, scores = (part[:found] for part in hits)
         low = first * TILE_ROWS
