@@ -20,6 +20,9 @@ from fastpair.errors import FastpairError
 BUILTIN_HELP = "MODEL is a model file or one of cosine, dot, euclidean, manhattan."
 Summary = dict[str, Any]
 
+RESUMABLE = {"score": "; --resume goes on where it stopped"}
+"""What to say after an interruption, by command."""
+
 
 def main() -> None:
     """Run the command line; a FastpairError becomes one sentence and exit code 1."""
@@ -29,12 +32,12 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.Abort:
-        _stop("interrupted; what can be resumed was kept", 130)
+        _stop("interrupted" + RESUMABLE.get(_command_named(), ""), 130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _stop("interrupted; what can be resumed was kept", 130)
+        _stop("interrupted" + RESUMABLE.get(_command_named(), ""), 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us is gone
         sys.exit(1)
@@ -42,6 +45,10 @@ def main() -> None:
         _stop(str(error), 1)
     except MemoryError:
         _stop("the machine has no memory left: give a smaller --memory or a smaller task", 1)
+
+
+def _command_named() -> str:
+    return next((word for word in sys.argv[1:] if not word.startswith("-")), "")
 
 
 def _stop(sentence: str, code: int) -> None:
@@ -232,7 +239,9 @@ def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
     from fastpair import jobs
 
     summary = jobs.convert(source, output, **options)
-    _finish(summary, as_json, f"{summary['kind']} {summary['shape']} -> {output}")
+    ids = "with ids" if summary["ids"] else "without ids"
+    shape = " x ".join(map(str, summary["shape"]))
+    _finish(summary, as_json, f"{summary['kind']} {shape}, {ids} -> {output}")
 
 
 @commands.command()
@@ -282,7 +291,7 @@ def train(as_json: bool, output: Path, **options: Any) -> None:
     )
 
 
-@commands.command()
+@commands.command(epilog=BUILTIN_HELP)
 @click.argument("model")
 @click.argument("embeddings", type=_path)
 @click.argument("pairs", type=_path)
@@ -386,11 +395,13 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
 @commands.command()
 @click.argument("table", type=_path)
 @_output
-@click.option("--top-k", type=click.IntRange(1), metavar="K", help="The K best of each row.")
+@click.option("--top-k", type=click.IntRange(1, 10**6), metavar="K", help="The K best of each row.")
 @click.option("--threshold", type=float, metavar="X", help="All pairs that score at least X.")
 @click.option("--dense", is_flag=True, help="All scores.")
 @click.option("--histogram", is_flag=True, help="How many pairs score how much.")
-@click.option("--bins", type=click.IntRange(1), help="Bins of the histogram.  [default: 100]")
+@click.option(
+    "--bins", type=click.IntRange(1, 10**6), help="Bins of the histogram.  [default: 100]"
+)
 @click.option("--against", type=_path, metavar="TABLE", help="Table of the right entities.")
 @_threads
 @_memory

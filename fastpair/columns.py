@@ -56,6 +56,12 @@ LABEL_WORDS = {"true": 1, "false": 0, "good": 1, "bad": 0, "yes": 1, "no": 0}
 """Labels that are words, in any case."""
 
 
+def has_usual_names(names: Sequence[str]) -> bool:
+    """Whether two of these are usual names of the two keys."""
+    lower = {name.lower() for name in names}
+    return any(left in lower and right in lower for left, right in PAIR_NAMES)
+
+
 def pair_candidates(names: Sequence[str]) -> list[tuple[str, str]]:
     """All couples of columns whose names look like the two keys of a pair.
 
@@ -111,8 +117,8 @@ def find_columns(
     """
     for asked in (left, right, label):
         if asked is not None and list(names).count(asked) != 1:
-            problem = "several columns" if asked in names else "no column"
-            raise DataError(f"{file} has {problem} named {asked!r}; it has {_listed(names)}.")
+            _refuse_repeated(file, names, asked)
+            raise DataError(f"{file} has no column named {asked!r}; it has {_listed(names)}.")
     if (left is None) != (right is None):
         raise ArgumentError("name both key columns, left and right, or none of them.")
     if left is None or right is None:
@@ -121,19 +127,30 @@ def find_columns(
         raise ArgumentError(f"left and right are both column {left!r}; a pair needs two columns.")
     if label is None:
         label = _find_label(file, names, left, right, want_labels)
+    for found in (left, right, label):
+        _refuse_repeated(file, names, found)
     if label in (left, right):
         raise ArgumentError(f"column {label!r} cannot be a key and the label at once.")
     return left, right, label
 
 
+def _refuse_repeated(file: str, names: Sequence[str], name: str | None) -> None:
+    if name is not None and list(names).count(name) > 1:
+        raise DataError(
+            f"{file} has several columns named {name!r}; it has {_listed(names)}: "
+            "give them different names."
+        )
+
+
 def _find_keys(file: str, names: Sequence[str], label: str | None) -> tuple[str, str]:
     found = pair_candidates(names)
-    if len(found) == 1 and list(names).count(found[0][0]) == list(names).count(found[0][1]) == 1:
+    if len(found) == 1:
         return found[0]
     rest = [name for name in names if name != label]
     if not found and len(rest) == 3 and label is None:
         rest = [name for name in rest if name.lower() not in LABEL_NAMES]
-    if not found and len(rest) == 2 and rest[0] != rest[1]:
+    if not found and len(rest) == 2:
+        _refuse_repeated(file, names, rest[0])
         return rest[0], rest[1]
     problem = (
         "more than one couple of columns that could be" if found else "no columns that look like"

@@ -73,16 +73,19 @@ def run_demo(folder: Path, threads: int | None = None) -> dict[str, Any]:
 
     Raises
     ------
-    FileError : the folder cannot be written.
+    FileError : the folder cannot be written, or holds other files.
     """
     from rich.console import Console
 
+    from fastpair.errors import FileError
     from fastpair.staging import writing
 
     console = Console(highlight=False)
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()) and not (folder / "pairs_all.h5").exists():
+        raise FileError(f"{folder} holds other files: name a new folder with --folder")
     console.print("1,797 handwritten digits of 64 grey values; a good pair shows one digit twice.")
     files = prepare(folder)
     model, table = folder / "model.h5", folder / "table.h5"

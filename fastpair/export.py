@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,16 +15,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fastpair.columns import pair_candidates, parse_labels
-from fastpair.errors import ArgumentError, DataError, FileError
+from fastpair.errors import ArgumentError
 from fastpair.files import write_embeddings, write_pairs
 from fastpair.formats import Arrays, Columns, TextColumns, is_number, open_format
 from fastpair.ids import all_integers, longest, text_array
 from fastpair.ingest import open_embeddings
-from fastpair.pairs import RawPairs, Side, open_raw_pairs, regroup_batches
+from fastpair.pairs import RawPairs, Side, is_key, open_raw_pairs, regroup_batches
 from fastpair.staging import WRITING, Staging, check_output, writing
 
-ROW_GROUP = 1 << 20
-"""Rows of a row group of Parquet files, so that equal content gives equal bytes."""
+EXPORTED_PAIRS = 1 << 17
+"""Pairs that are written together, and the row group of Parquet: equal content, equal bytes."""
 
 TEXT_FORMATS = {".csv": ",", ".tsv": "\t", ".csv.gz": ",", ".tsv.gz": "\t"}
 """Suffixes of text files and the separators that they mean."""
@@ -50,7 +51,6 @@ def write_scored_pairs(
     blocks: Iterable[ScoredBlock],
     *,
     names: tuple[str, str] = ("left", "right"),
-    score_name: str = "score",
     overwrite: bool = False,
 ) -> int:
     """Write pairs and their scores as CSV, TSV (also .gz) or Parquet.
@@ -61,9 +61,9 @@ def write_scored_pairs(
     Parameters
     ----------
     path : the file to make; its suffix says the format.
-    blocks : keys and scores in order.
-    names : names of the key columns, default ("left", "right").
-    score_name : name of the score column, default "score"; "score_" if a key has that name.
+    blocks : keys and scores in order; only some of them are in memory at once.
+    names : names of the key columns, default ("left", "right"); the third one is "score", or
+        "score_" if a key has that name.
     overwrite : whether an existing file may be replaced, default False.
 
     Returns
@@ -82,6 +82,7 @@ def write_scored_pairs(
     if suffix is None:
         known = ", ".join([*TEXT_FORMATS, ".parquet"])
         raise ArgumentError(f"{path} has none of the suffixes of these formats: {known}.")
+    score_name = "score"
     while score_name in names:
         score_name += "_"
     header = [*names, score_name]
@@ -113,7 +114,7 @@ def _write_text(
     names = _quoted(pa.array(header), separator).to_pylist()
     file.write((separator.join(names) + "\n").encode())
     count = 0
-    for left, right, scores in blocks:
+    for left, right, scores in _smaller(blocks):
         fields = [_quoted(text_array(keys), separator) for keys in (left, right)]
         numbers = pc.cast(pa.array(scores, pa.float32()), pa.string())
         ends = pc.binary_join_element_wise(numbers, "", "\n")  # every line ends with a newline
@@ -134,22 +135,31 @@ def _quoted(text: pa.Array, separator: str) -> pa.Array:
     return pc.if_else(special, pc.binary_join_element_wise('"', doubled, '"', ""), text)
 
 
+def _smaller(blocks: Iterable[ScoredBlock]) -> Iterator[ScoredBlock]:
+    """The same pairs in blocks of at most `EXPORTED_PAIRS`."""
+    for left, right, scores in blocks:
+        for start in range(0, len(scores), EXPORTED_PAIRS):
+            part = slice(start, start + EXPORTED_PAIRS)
+            yield left[part], right[part], scores[part]
+
+
 def _write_parquet(staging: Staging, blocks: Iterable[ScoredBlock], header: list[str]) -> int:
     batches = (
         pa.RecordBatch.from_arrays([left, right, pa.array(scores, pa.float32())], header)
         for left, right, scores in blocks
     )
+    kinds = [pa.string(), pa.string(), pa.float32()]
+    first = next(batches, None)
+    if first is None:
+        first = pa.RecordBatch.from_arrays([pa.array([], kind) for kind in kinds], header)
     count = 0
     with ExitStack() as stack:
-        writer: pq.ParquetWriter | None = None
-        for batch in regroup_batches(batches, ROW_GROUP):
+        with writing(staging.path):
+            writer = stack.enter_context(pq.ParquetWriter(staging.partial, first.schema))
+        for batch in regroup_batches(chain([first], batches), EXPORTED_PAIRS):
             with writing(staging.path):
-                if writer is None:
-                    writer = stack.enter_context(pq.ParquetWriter(staging.partial, batch.schema))
-                writer.write_batch(batch, row_group_size=ROW_GROUP)
+                writer.write_batch(batch, row_group_size=EXPORTED_PAIRS)
             count += batch.num_rows
-        if writer is None:
-            raise DataError(f"there are no pairs to write into {staging.path}.")
         with writing(staging.path):
             stack.close()
     return count
@@ -168,7 +178,6 @@ def convert(
     right: str | None = None,
     label: str | None = None,
     overwrite: bool = False,
-    compression: str | None = None,
 ) -> str:
     """Bring embeddings or pairs of any accepted format into HDF5, ids kept as text.
 
@@ -180,7 +189,6 @@ def convert(
     dataset : see `open_embeddings` and `open_pairs`.
     left, right, label : columns of pairs, see `open_pairs`.
     overwrite : whether an existing file may be replaced, default False.
-    compression : of embeddings, "gzip" or "lzf", default none.
 
     Returns
     -------
@@ -190,9 +198,7 @@ def convert(
     if kind not in ("auto", "embeddings", "pairs"):
         raise ArgumentError(f"kind is {kind!r}, but must be 'auto', 'embeddings' or 'pairs'.")
     destination = Path(destination)
-    check_output(destination, overwrite=overwrite)
-    if destination.exists() and destination.samefile(source):
-        raise FileError(f"{destination} is the file to convert; choose another name.")
+    check_output(destination, overwrite=overwrite, inputs=[Path(source)])
     if kind == "auto":
         kind = "pairs" if left or right or label else _kind_by_content(source, dataset)
     if kind == "pairs":
@@ -206,7 +212,6 @@ def convert(
             found.dtype,
             found.ids,
             overwrite=overwrite,
-            compression=compression,
         )
     return kind
 
@@ -218,10 +223,7 @@ def _kind_by_content(source: str | Path, dataset: str | None) -> str:
             return "pairs"
         names = [dataset] if dataset in file.entries else list(file.entries)
         shapes = [file.entries[name] for name in names if name not in ("label", "ids")]
-        pairs = all(
-            shape[1:] == (2,) and not isinstance(dtype, str) and dtype.kind in "iu"
-            for shape, dtype in shapes
-        )
+        pairs = all(shape[1:] == (2,) and is_key(dtype) for shape, dtype in shapes)
         return "pairs" if pairs and shapes else "embeddings"
     if isinstance(file, TextColumns) and all(map(is_number, file.first)):
         return "pairs" if len(file.first) == 2 else "embeddings"

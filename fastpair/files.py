@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ import pyarrow as pa
 from fastpair.errors import ArgumentError
 from fastpair.hdf5 import (
     LONGEST_FIXED_ID,
+    READING_ERRORS,
     WRITTEN,
     Hdf5Arrays,
     Output,
@@ -33,7 +35,7 @@ from fastpair.hdf5 import (
 )
 from fastpair.ids import check_ids, fixed_length, text_parts
 from fastpair.kernels import SEGMENTS, Plan, RowLayout
-from fastpair.staging import PARTIAL, read_at, write_at, writing
+from fastpair.staging import PARTIAL, WRITING, read_at, write_at, writing
 
 if TYPE_CHECKING:
     from fastpair.model import Model
@@ -53,7 +55,6 @@ def write_embeddings(
     ids: pa.Array | None = None,
     *,
     overwrite: bool = False,
-    compression: str | None = None,
 ) -> None:
     """Write embeddings, `embeddings` (N, n) and `ids`.
 
@@ -65,18 +66,13 @@ def write_embeddings(
     dtype : float type of the data set, default float32.
     ids : text, (N,), default none.
     overwrite : whether an existing file may be replaced, default False.
-    compression : "gzip" or "lzf", default none; compressed files are read more slowly.
     """
-    count, columns = shape
+    count = shape[0]
     if ids is not None:
         ids = check_ids(ids, "ids", count)
-    settings: dict[str, Any] = {}
-    if compression is not None:
-        rows = max(1, min(count, (1 << 20) // max(1, columns * np.dtype(dtype).itemsize)))
-        settings = {"compression": compression, "shuffle": True, "chunks": (rows, columns)}
 
     def lay_out(file: h5py.File) -> None:
-        file.create_dataset("embeddings", shape, dtype, **settings)
+        file.create_dataset("embeddings", shape, dtype)
         if ids is not None:
             write_text(file, "ids", ids)
 
@@ -469,34 +465,56 @@ def describe(path: str | Path) -> dict[str, Any]:
         The file is missing, damaged, not HDF5, or written by a newer fastpair.
     """
     path = Path(path)
-    with open_hdf5(path, locking=not path.name.endswith(PARTIAL)) as file:
-        kind = fastpair_kind(file, path)
-        datasets = Hdf5Arrays(path, locking=not path.name.endswith(PARTIAL)).entries
+    with open_hdf5(path, locking=False) as file:
+        datasets = Hdf5Arrays(path).entries
         result: dict[str, Any] = {
             "path": str(path),
-            "kind": kind,
+            "kind": fastpair_kind(file, path),
             "datasets": {
-                name: {"shape": list(shape), "dtype": "text" if dtype == "text" else str(dtype)}
+                _text(name): {
+                    "shape": list(shape),
+                    "dtype": "text" if dtype == "text" else str(dtype),
+                }
                 for name, (shape, dtype) in datasets.items()
             },
-            "attributes": {name: _plain(value) for name, value in file.attrs.items()},
+            "attributes": {_text(name): _attribute(file, name) for name in file.attrs},
             "ids": "ids" in datasets,
             "whole": None,
         }
-        if "block_checksum" in datasets:
+        if result["kind"] is not None and "block_checksum" in datasets:
             result.update(_progress(path, file))
-    result["summary"] = _summary(result)
+        result["summary"] = _summary(result)
     return result
 
 
+def _attribute(file: h5py.File, name: str) -> Any:
+    try:
+        return _plain(file.attrs[name])
+    except READING_ERRORS:
+        return "of a type that cannot be read"
+
+
 def _plain(value: Any) -> Any:
-    """An attribute as JSON has it; text that is JSON itself is opened."""
+    """Anything as JSON has it; text that is JSON itself is opened, what JSON lacks becomes text."""
     if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {_text(str(name)): _plain(part) for name, part in value.items()}
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
     if isinstance(value, str) and value.startswith("{"):
-        with suppress(ValueError):
-            return json.loads(value)
-    return value if isinstance(value, (str, int, float, bool)) else str(value)
+        with suppress(ValueError, RecursionError):
+            return _plain(json.loads(value))
+    if value is None or isinstance(value, int) or (isinstance(value, float) and isfinite(value)):
+        return value
+    return _text(str(value))
+
+
+def _text(text: str) -> str:
+    """Text that can be printed: bytes that were no UTF-8 become question marks."""
+    return text.encode(errors="replace").decode()
 
 
 def _progress(path: Path, file: h5py.File) -> dict[str, Any]:
@@ -544,7 +562,7 @@ def _summary(found: dict[str, Any]) -> str:
     elif kind == "model":
         listed = _model_summary(attributes)
     state = {True: "; whole", False: "; damaged", None: ""}[found["whole"]]
-    if found["path"].endswith(PARTIAL):
+    if found["path"].endswith((PARTIAL, WRITING)):
         done, blocks = found.get("blocks_done", 0), found.get("blocks", 0)
         state = f"; unfinished, {done} of {blocks} blocks are done" if blocks else "; unfinished"
     return f"a fastpair {what} file: {listed}{state}"

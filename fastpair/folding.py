@@ -9,9 +9,12 @@ import numpy as np
 from fastpair.backend import run_ordered, thread_count
 from fastpair.errors import ArgumentError, DataError
 from fastpair.heads import Folded
-from fastpair.kernels import LANES, PRECISIONS, SEGMENTS, Plan, RowLayout
+from fastpair.kernels import LANES, PRECISIONS, SEGMENTS, Plan, RowLayout, aligned_empty
 from fastpair.kernels.reference import widen
 from fastpair.model import Model
+
+LARGEST_TERM = 1e37
+"""What the terms of a segment may sum to: far enough below the end of float32 for all segments."""
 
 MOST_INT8_COLUMNS = 32_768
 """Columns of one run of an int8 row: more could overflow its 32-bit sums."""
@@ -92,8 +95,8 @@ class Folder:
             for name, (values, _) in _gather(folded).items():
                 number = SEGMENTS.index(name)
                 self._peaks[number] = max(self._peaks[number], np.abs(values).max(initial=0))
-        scales = tuple(float(np.float32(peak / 127)) or 1.0 for peak in self._peaks)
-        self.plan = self.plan.with_scales(scales)
+        scales = self._scales(self._peaks, 0)
+        self.plan = self.plan.with_scales(tuple(float(scale) for scale in scales))
 
     def fold(self, embeddings: np.ndarray, first_row: int = 0) -> np.ndarray:
         """Fold a block of embeddings (rows, columns) into rows of ``plan.layout.dtype`` (rows,).
@@ -143,7 +146,7 @@ class Folder:
             scale = self.plan.segment_scales[SEGMENTS.index(name)]
             if name == "product":
                 peak = np.abs(flat).max(axis=1, initial=0)
-                rows["scale"] = np.where(peak > 0, peak / 127, 1.0)
+                rows["scale"] = self._scales(peak, first_row)
                 scale = rows["scale"].astype(np.float64)[:, None]
         stored = self._rounded(flat / scale, first_row)
         self._note_norms(name, flat, widen(stored, precision) * scale)
@@ -165,6 +168,17 @@ class Folder:
         for norms, rows in ((self._stored_norm, stored), (self._error_norm, stored - exact)):
             sizes = np.sqrt((rows**2).sum(1)) if quadratic else np.abs(rows).sum(1)
             norms[name] = max(norms.get(name, 0.0), float(sizes.max(initial=0)))
+        greatest = self._stored_norm[name]
+        if (4 * greatest**2 if quadratic else 4 * greatest) > LARGEST_TERM:
+            raise DataError(
+                f"the embeddings are so large (a row of {name} columns of length {greatest:.3g}) "
+                "that scores would leave the range of float32: scale them down"
+            )
+
+    def _scales(self, peaks: np.ndarray, first_row: int) -> np.ndarray:
+        """Return the int8 scales (n,) float32 for the greatest numbers of n rows or segments."""
+        scales = self._checked((peaks / 127)[:, None], np.float32, first_row)[:, 0]
+        return np.where(scales > 0, scales, np.float32(1))
 
     def _rounded(self, values: np.ndarray, first_row: int) -> np.ndarray:
         precision = self.plan.precision
@@ -251,26 +265,26 @@ def fold(
     folder = Folder(model, embeddings.shape[1], precision, threads=threads)
     if folder.needs_survey:
         folder.survey(embeddings)
-    rows = aligned_rows(len(embeddings), folder.plan.layout.row_bytes)
+    rows = aligned_empty((len(embeddings), folder.plan.layout.row_bytes), np.uint8)
     rows[:] = folder.fold(embeddings).view(np.uint8).reshape(rows.shape)
     return rows, folder.plan
 
 
-def aligned_rows(count: int, row_bytes: int) -> np.ndarray:
-    """Return an uninitialised (count, row_bytes) uint8 array that starts on a 64-byte boundary."""
-    buffer = np.empty(count * row_bytes + 63, dtype=np.uint8)
-    start = -buffer.ctypes.data % 64
-    return buffer[start : start + count * row_bytes].reshape(count, row_bytes)
-
-
-def common_scales(rows: np.ndarray, plan: Plan, scales: tuple[float, ...]) -> np.ndarray:
+def common_scales(
+    rows: np.ndarray, plan: Plan, scales: tuple[float, ...], out: np.ndarray | None = None
+) -> np.ndarray:
     """Return int8 rows rounded again to other segment scales, which must not be smaller.
 
     Two int8 tables that meet in one run must share the scales of all segments but products.
+    `out` may be `rows` itself; by default a new array is made.
     """
-    records = rows.copy().view(plan.layout.dtype)[:, 0]
-    for number, name in enumerate(SEGMENTS):
-        if name in plan.layout.segment_lengths and name != "product":
-            ratio = plan.segment_scales[number] / scales[number]
-            records[name] = np.rint(records[name] * ratio).astype(np.int8)
-    return records.view(np.uint8).reshape(rows.shape)
+    result = aligned_empty(rows.shape, np.uint8) if out is None else out
+    for start in range(0, len(rows), FOLDED_TOGETHER):
+        block = rows[start : start + FOLDED_TOGETHER].copy()
+        records = block.view(plan.layout.dtype)[:, 0]
+        for number, name in enumerate(SEGMENTS):
+            if name in plan.layout.segment_lengths and name != "product":
+                ratio = plan.segment_scales[number] / scales[number]
+                records[name] = np.rint(records[name] * ratio).astype(np.int8)
+        result[start : start + FOLDED_TOGETHER] = block
+    return result

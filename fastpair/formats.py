@@ -32,8 +32,11 @@ SAMPLE_ROWS = 20
 SEPARATORS = ",\t;|"
 """Separators of text files, the likeliest first."""
 
-BATCH_ROWS = 1 << 16
+BATCH_ROWS = 1 << 15
 """Rows that are read together from Parquet."""
+
+BUFFERED_BYTES = 1 << 20
+"""Bytes of a column of Parquet that are read together, however large its row groups are."""
 
 
 class Columns(Protocol):
@@ -64,7 +67,7 @@ class Arrays(Protocol):
     entries: dict[str, tuple[tuple[int, ...], np.dtype | str]]
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray | pa.Array:
-        """Rows `start` to `stop` of an array; text as `pa.string()`."""
+        """Rows `start` to `stop` of an array; one column of text as `pa.string()`."""
 
 
 # --- text ---------------------------------------------------------------------------------------
@@ -243,7 +246,10 @@ class ParquetColumns:
             start -= self._group_rows[skipped]
             skipped += 1
         groups = list(range(skipped, len(self._group_rows)))
-        with reading(self.path), pq.ParquetFile(self.path) as file:
+        with (
+            reading(self.path),
+            pq.ParquetFile(self.path, buffer_size=BUFFERED_BYTES, pre_buffer=False) as file,
+        ):
             for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=list(names)):
                 if start < batch.num_rows:
                     plain = [_without_dictionary(batch.column(name)) for name in names]
@@ -286,7 +292,9 @@ class NumpyArrays:
     def read(self, name: str, start: int, stop: int) -> np.ndarray | pa.Array:
         """Rows `start` to `stop` of an array."""
         part = self._arrays[name][start:stop]
-        return text_from_numpy(part) if self.entries[name][1] == "text" else np.asarray(part)
+        if self.entries[name][1] == "text" and part.ndim == 1:
+            return text_from_numpy(part)
+        return np.asarray(part)
 
 
 @contextmanager

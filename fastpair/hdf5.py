@@ -39,6 +39,12 @@ WRITTEN = 1 << 32
 """Added to a crc32, so that a block that was written is told from one that was not (0)."""
 
 
+READING_ERRORS = (
+    *(OSError, EOFError, LookupError, AttributeError, RuntimeError, ValueError, TypeError),
+)
+"""What libraries raise at a file that is not what it should be."""
+
+
 # --- opening and checking -----------------------------------------------------------------------
 
 
@@ -49,7 +55,11 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FastpairError:
         raise
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError, TypeError) as error:
+    except BlockingIOError as error:
+        raise FileError(
+            f"{path} is locked by another process that writes it; wait until that ends."
+        ) from error
+    except READING_ERRORS as error:
         raise FileError(
             f"{path} cannot be read: it is damaged, cut short or not what it says it is "
             f"({_short(error)}); make or fetch it again."
@@ -58,6 +68,8 @@ def reading(path: Path) -> Iterator[None]:
 
 def _short(error: BaseException) -> str:
     text = " ".join(str(error).strip("'\"").split())
+    if isinstance(error, KeyError) and " " not in text:
+        text = f"{text!r} is missing"
     return text if len(text) <= 120 else text[:117] + "..."
 
 
@@ -67,9 +79,14 @@ def check_readable(path: str | Path) -> Path:
     Raises
     ------
     FileError
-        The file is missing, is a folder, or may not be read.
+        The file is missing, is a folder or a pipe, or may not be read.
     """
     path = Path(path)
+    if str(path) in ("-", "/dev/stdin") or path.is_fifo() or path.is_socket():
+        raise FileError(
+            f"{path} cannot be read: standard input and pipes are not supported yet, because files "
+            "are read more than once; write it to a file."
+        )
     if path.is_dir():
         raise FileError(f"{path} is a folder, not a file; give the name of a file in it.")
     if not path.exists():
@@ -155,7 +172,6 @@ class Hdf5Arrays:
     Parameters
     ----------
     path : the file.
-    locking : see `open_hdf5`.
 
     Attributes
     ----------
@@ -165,7 +181,7 @@ class Hdf5Arrays:
 
     format_name = "HDF5 data sets"
 
-    def __init__(self, path: str | Path, *, locking: bool | str = "best-effort") -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = check_readable(path)
         self.entries: dict[str, tuple[tuple[int, ...], np.dtype | str]] = {}
 
@@ -174,17 +190,18 @@ class Hdf5Arrays:
                 text = h5py.check_string_dtype(item.dtype) is not None
                 self.entries[name] = (item.shape or (), "text" if text else item.dtype)
 
-        with open_hdf5(self.path, locking=locking) as file:
+        # What it is may be told while it is written; what is in it is read under a lock.
+        with open_hdf5(self.path, locking=False) as file:
             self.kind = fastpair_kind(file, self.path)
             file.visititems(collect)
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray | pa.Array:
-        """Rows `start` to `stop` of a data set; strings and nothing else as `pa.string()`."""
+        """Rows `start` to `stop` of a data set; one column of strings as `pa.string()`."""
         with open_hdf5(self.path) as file:
             dataset = file[name]
             if dataset.id.get_create_plist().get_nfilters():
                 import hdf5plugin  # noqa: F401  registers the compressions of other writers
-            if self.entries[name][1] == "text":
+            if self.entries[name][1] == "text" and dataset.ndim == 1:
                 return read_text(dataset, start, stop)
             return dataset[start:stop]
 

@@ -5,6 +5,7 @@ Rows in messages are counted from 0, without a header.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,19 @@ ID_NAMES = frozenset(
     {"", "id", "ids", "_id", "key", "keys", "name", "names", "word", "words", "item", "token"}
     | {"entity", "text", "label", "index", "uid", "uuid", "unnamed: 0", "__index_level_0__"}
 )
-"""Usual names of the id column of embeddings, in lower case; pandas writes the last three."""
+"""Usual names of the id column of embeddings, in lower case; pandas writes the last two."""
+
+INDEX_NAMES = frozenset({"", "unnamed: 0", "__index_level_0__"})
+"""What pandas calls its index, in lower case."""
+
+ID_PATTERN = re.compile(r"(^|.*[_\-. ])(id|key|sku|uid|uuid)", re.IGNORECASE)
+"""Other names of id columns, such as item_id; what they name is never a column of numbers."""
+
+LEADING_ZEROS = r"^[+-]?0[0-9]+$"
+"""Text that looks like a number but is none: 007."""
+
+NUMBER = r"^[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)([eE][+-]?[0-9]+)?$"
+"""Any finite number as text."""
 
 
 class EmbeddingSource:
@@ -45,6 +58,7 @@ class EmbeddingSource:
     shape : (N, n).
     dtype : float32, or float64 where the file holds that; smaller numbers are widened to float32.
     ids : text, (N,), or None.
+    assumed : a sentence on what was taken for numbers and for ids.
     """
 
     def __init__(
@@ -54,6 +68,7 @@ class EmbeddingSource:
         dtype: np.dtype,
         ids: pa.Array | None,
         read: Callable[[int], Iterator[np.ndarray]],
+        ids_from: str = "",
     ) -> None:
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
         if not shape[0] or not shape[1]:
@@ -63,6 +78,9 @@ class EmbeddingSource:
             )
         self.ids = None if ids is None else check_ids(ids, str(path), shape[0])
         self._read = read
+        columns = "1 column" if shape[1] == 1 else f"{shape[1]} columns"
+        named = " and no ids" if ids is None else f", ids from {ids_from}"
+        self.assumed = f"{columns} of numbers{named}"
 
     def blocks(self, rows: int = EMBEDDING_ROWS) -> Iterator[tuple[int, np.ndarray]]:
         """The embeddings in order.
@@ -172,7 +190,8 @@ def _array_embeddings(file: Arrays, dataset: str | None) -> EmbeddingSource:
         for start in range(0, shape[0], rows):
             yield np.asarray(file.read(name, start, min(start + rows, shape[0])))
 
-    return EmbeddingSource(file.path, (shape[0], shape[1]), _smallest_float([dtype]), ids, read)
+    kind = _smallest_float([dtype])
+    return EmbeddingSource(file.path, (shape[0], shape[1]), kind, ids, read, "array 'ids'")
 
 
 def _embedding_array(file: Arrays, dataset: str | None) -> str:
@@ -215,25 +234,23 @@ def _text_embeddings(file: TextColumns) -> EmbeddingSource:
     sample = next(file.batches(file.names), None)
     if sample is None or not sample.num_rows:
         raise DataError(f"{file.path} holds no embeddings, only a header; give a file with rows.")
+    if len(set(file.names)) < len(file.names):
+        raise DataError(f"{file.path} has columns of the same name; give each its own.")
     words = [
         name
         for number, name in enumerate(file.names)
         if not is_number(sample.column(number)[0].as_py()) and sample.column(number)[0].as_py()
     ]
     named = [name for name in file.names if _names_ids(name)]
-    key = words[0] if words else (named[0] if named else None)
-    others = [name for name in words if name != key]
-    if others:
-        raise DataError(
-            f"{file.path} has more than one column that holds no numbers: {_names_listed(words)}; "
-            "keep the one with ids and the columns of numbers."
-        )
-    numbers = [name for name in file.names if name != key]
-    if len(set(file.names)) < len(file.names):
-        raise DataError(f"{file.path} has columns of the same name; give each its own.")
+    sure = [name for name in named if ID_PATTERN.fullmatch(name)]
+    key = next(iter(sure or words or named), None)
     if key is None:
-        count, ids = file.count_rows(numbers[:1]), None
-    else:
+        count, holds_ids = _look_for_ids(file)
+        key = file.names[0] if holds_ids else None
+    numbers = [name for name in file.names if name != key]
+    _refuse_more_ids(file, key, [name for name in numbers if name in words])
+    ids = None
+    if key is not None:
         chunks = [batch.column(0) for batch in file.batches([key])]
         ids = text_array(pa.chunked_array(chunks, pa.string()))
         count = len(ids)
@@ -242,7 +259,39 @@ def _text_embeddings(file: TextColumns) -> EmbeddingSource:
         for batch in file.batches(numbers, numbers=numbers):
             yield _stack(batch, np.dtype(np.float64))
 
-    return EmbeddingSource(file.path, (count, len(numbers)), np.dtype(np.float64), ids, read)
+    shape, named_by = (count, len(numbers)), f"column {key!r}"
+    return EmbeddingSource(file.path, shape, np.dtype(np.float64), ids, read, named_by)
+
+
+def _look_for_ids(file: TextColumns) -> tuple[int, bool]:
+    """The number of rows, and whether the first column holds ids: integers, but not all proper."""
+    count, strange, fractions = 0, False, False
+    for batch in file.batches(file.names[:1]):
+        texts = pc.utf8_trim_whitespace(batch.column(0))
+        zeros = pc.match_substring_regex(texts, LEADING_ZEROS)
+        numbers = pc.match_substring_regex(texts, NUMBER)
+        blank = pc.match_substring_regex(texts, r"^([+-]?(nan|inf|infinity))?$", ignore_case=True)
+        strange |= pc.any(pc.or_(zeros, pc.invert(pc.or_(numbers, blank)))).as_py() or False
+        whole = pc.match_substring_regex(texts, r"^[+-]?[0-9]+$")
+        fractions |= pc.any(pc.and_not(numbers, whole)).as_py() or False
+        count += batch.num_rows
+    return count, strange and not fractions
+
+
+def _refuse_more_ids(file: Columns, key: str | None, words: Sequence[str]) -> None:
+    """Refuse columns beside `key` that hold no numbers, or numbers that stand for something."""
+    more = [
+        name
+        for name in file.names
+        if name != key
+        and (name in words or name.lower() in INDEX_NAMES or ID_PATTERN.fullmatch(name))
+    ]
+    if more:
+        listed = _names_listed(more if key is None else [key, *more])
+        raise DataError(
+            f"{file.path} has columns that hold no numbers of embeddings: {listed}; "
+            "keep one with ids, as text or integers, and the columns of numbers."
+        )
 
 
 def _names_listed(names: Sequence[str]) -> str:
@@ -250,16 +299,22 @@ def _names_listed(names: Sequence[str]) -> str:
 
 
 def _names_ids(name: str) -> bool:
-    return name.lower() in ID_NAMES
+    return name.lower() in ID_NAMES or ID_PATTERN.fullmatch(name) is not None
 
 
 def _embedding_header(first: list[str]) -> bool:
-    """Whether a first line is a header: not numbers (one id aside), or numbers 0, 1, 2 ..."""
+    """Whether a first line is a header: not numbers (one id aside), or numbers 0, 1, 2 ...
+
+    One word that is a usual name of ids before different whole numbers is a header too.
+    """
     for fields in (first, first[1:]):
         if len(fields) > 1 and fields == [str(number) for number in range(len(fields))]:
             return True
-    words = sum(not is_number(field) for field in first)
-    return words > 1 or words == len(first)
+    words = [field for field in first if not is_number(field)]
+    if len(words) == 1 and _names_ids(words[0]):
+        numbers = {field for field in first if field.isdecimal()}
+        return len(numbers) == len(first) - 1
+    return len(words) > 1 or len(words) == len(first)
 
 
 def _stack(batch: pa.RecordBatch, dtype: np.dtype) -> np.ndarray:
@@ -294,8 +349,10 @@ def _column_embeddings(file: Columns, dataset: str | None) -> EmbeddingSource:
     if key is not None:
         chunks = [text_array(batch.column(0)) for batch in file.batches([key])]
         ids = text_array(pa.chunked_array(chunks, pa.string()))
+    named_by = f"column {key!r}"
     if lists:
-        return _list_embeddings(file, lists[0], count, ids)
+        return _list_embeddings(file, lists[0], count, ids, named_by)
+    _refuse_more_ids(file, key, [])
     numbers = [name for name in kinds if name != key]
     dtype = _smallest_float(kinds[name].to_pandas_dtype() for name in numbers)
 
@@ -303,7 +360,7 @@ def _column_embeddings(file: Columns, dataset: str | None) -> EmbeddingSource:
         for batch in file.batches(numbers):
             yield _stack(batch, dtype)
 
-    return EmbeddingSource(file.path, (count, len(numbers)), dtype, ids, read)
+    return EmbeddingSource(file.path, (count, len(numbers)), dtype, ids, read, named_by)
 
 
 def _id_column(file: Columns, kinds: dict[str, pa.DataType], lists: Sequence[str]) -> str | None:
@@ -312,7 +369,7 @@ def _id_column(file: Columns, kinds: dict[str, pa.DataType], lists: Sequence[str
     able = [
         n for n in kinds if n not in lists and (is_text_type(kinds[n]) or is_numeric_type(kinds[n]))
     ]
-    named = [name for name in able if _names_ids(name)]
+    named = sorted(filter(_names_ids, able), key=lambda n: ID_PATTERN.fullmatch(n) is None)
     if lists:
         only = able if len(able) == 1 else texts if len(texts) == 1 else []
         return next(iter(named or only), None)
@@ -326,7 +383,9 @@ def _id_column(file: Columns, kinds: dict[str, pa.DataType], lists: Sequence[str
     return next(iter(texts or integers), None)
 
 
-def _list_embeddings(file: Columns, name: str, count: int, ids: pa.Array | None) -> EmbeddingSource:
+def _list_embeddings(
+    file: Columns, name: str, count: int, ids: pa.Array | None, named_by: str
+) -> EmbeddingSource:
     dtype = _smallest_float([file.type_of(name).value_type.to_pandas_dtype()])
     first = next(file.batches([name]), None)
     columns = 0
@@ -348,4 +407,4 @@ def _list_embeddings(file: Columns, name: str, count: int, ids: pa.Array | None)
             yield flat.reshape(-1, columns)
             start += batch.num_rows
 
-    return EmbeddingSource(file.path, (count, columns), dtype, ids, read)
+    return EmbeddingSource(file.path, (count, columns), dtype, ids, read, named_by)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ Count = Callable[[int], None]
 FOLDED_AT_ONCE = 1 << 22
 """Numbers of embeddings that are folded together: 32 MiB in float64."""
 
+EXPORTED_AT_ONCE = SCORE_BLOCK // 8
+"""Pairs whose keys are held while scores are written as CSV or Parquet."""
+
 BLOCKS_UNDER_WAY = 4
 """Blocks of pairs in memory at once: one read, one waiting, one scored, one written."""
 
@@ -55,7 +59,12 @@ def _ignore(_: int) -> None:
 
 def load_model(name: str | Path) -> Model:
     """Return a built-in similarity by its name, or the model in a file."""
-    return builtin(str(name)) if str(name) in BUILTINS else read_model(name)
+    if str(name) in BUILTINS:
+        return builtin(str(name))
+    if not Path(name).exists() and Path(name).parent == Path() and not Path(name).suffix:
+        known = ", ".join(BUILTINS)
+        raise ArgumentError(f"{name} is neither a model file nor one of {known}")
+    return read_model(name)
 
 
 def convert(
@@ -86,13 +95,10 @@ def convert(
         label=label_column,
         overwrite=overwrite,
     )
-    return {"kind": written, "output": str(output), **_shape_of(output)}
-
-
-def _shape_of(path: Path) -> Summary:
-    """The first data set's shape, as `describe` gives it."""
-    found = describe(path)
-    return {"shape": found.get("shape") or found.get("datasets"), "ids": bool(found.get("ids"))}
+    found = describe(output)
+    datasets = found["datasets"]
+    shape = datasets[written if written in datasets else "left"]["shape"]
+    return {"kind": written, "output": str(output), "shape": shape, "ids": found["ids"]}
 
 
 # --- learning -------------------------------------------------------------------------------------
@@ -158,7 +164,6 @@ def train(
         **{name: value for name, value in settings.items() if value is not None},
     )
     write_model(output, result.model, overwrite=overwrite)
-    best = max(result.history, key=_quality, default={})
     return {
         "output": str(output),
         "fingerprint": result.model.fingerprint(),
@@ -166,14 +171,10 @@ def train(
         "seconds": time.perf_counter() - begun,
         "unit": result.model.unit,
         "threshold": result.model.threshold,
-        "validation": {k: v for k, v in best.items() if k in ("average_precision", "spearman")},
+        "validation": result.validation,
         "history": result.history,
         "notes": [assumed, *result.notes] if assumed else result.notes,
     }
-
-
-def _quality(entry: dict[str, Any]) -> float:
-    return float(entry.get("average_precision", entry.get("spearman", 0)))
 
 
 def labelled_pairs(
@@ -200,6 +201,8 @@ def truth(labels: np.ndarray, good: float | None, graded: bool, path: Path) -> n
     if graded:
         return labels
     if good is not None:
+        if np.isnan(good):
+            raise ArgumentError("good is NaN, expected a number")
         return (labels >= good).astype(np.float64)
     if not np.isin(labels, (0, 1)).all():
         odd = labels[~np.isin(labels, (0, 1))][0]
@@ -357,6 +360,8 @@ def score(
     ------
     FastpairError : anything that cannot be used; an existing output is left as it was.
     """
+    if min_score is not None and not np.isfinite(min_score):
+        raise ArgumentError(f"min_score is {min_score}, expected a finite number")
     output = Path(output)
     suffix = export_format(output)
     if suffix is None:
@@ -391,6 +396,7 @@ def score(
         "right table": both.digest,
         "pair file": file_identity(pairs),
         "columns": f"{source.names[0]}, {source.names[1]}, {source.keys}",
+        "dataset": str(dataset),
         "kernels": _kernel_digest(),
         "device": "cpu",
     }
@@ -409,7 +415,7 @@ def score(
         if suffix is None and min_score is None:
             file.finish()
         else:
-            kept = _export(file, source, output, suffix, min_score, attributes)
+            kept = _export(file, source, output, suffix, min_score, attributes, overwrite)
     return {
         "output": str(output),
         "pairs": source.count,
@@ -445,7 +451,9 @@ def _load_tables(
                 f"{against} was made by the model {right.model_name!r} and {table} by "
                 f"{left.model_name!r}: project both with one model"
             )
-        meet(left.rows[:0], left.plan, right.rows[:0], right.plan)
+        rows = meet(left.rows, left.plan, right.rows, right.plan, in_place=True)
+        left = replace(left, rows=rows[0], plan=rows[2])
+        right = replace(right, rows=rows[1], plan=rows[2])
     return left, right, budget - sum(sizes)
 
 
@@ -482,18 +490,31 @@ def _export(
     suffix: str | None,
     min_score: float | None,
     attributes: Summary,
+    overwrite: bool,
 ) -> int:
     """Write the staged scores as what was asked for, with the keys of the pair file."""
 
     def scored() -> Iterator[tuple[PairBlock, np.ndarray, np.ndarray]]:
-        for block in source.blocks(SCORE_BLOCK):
-            scores = file.read_block(block.start // SCORE_BLOCK)
-            kept = np.arange(len(scores))
+        of_block, scores = -1, np.empty(0, dtype=np.float32)
+        for block in source.blocks(EXPORTED_AT_ONCE, keep_keys=suffix is not None):
+            number, first = divmod(block.start, SCORE_BLOCK)
+            if number != of_block:
+                of_block, scores = number, file.read_block(number)
+            part = scores[first : first + len(block.left)]
+            kept = np.arange(len(part))
             if min_score is not None:
-                kept = np.flatnonzero(scores.astype(np.float64) >= min_score)
-            yield block, scores, kept
+                kept = np.flatnonzero(part.astype(np.float64) >= min_score)
+            yield block, part, kept
 
-    if suffix is None:
+    def with_keys() -> Iterator[tuple[Any, Any, np.ndarray]]:
+        for block, scores, kept in scored():
+            assert block.left_keys is not None
+            assert block.right_keys is not None
+            yield block.left_keys.take(kept), block.right_keys.take(kept), scores[kept]
+
+    if suffix is not None:
+        written = write_scored_pairs(output, with_keys(), names=source.names, overwrite=overwrite)
+    else:
         written = write_filtered_scores(
             output,
             (
@@ -501,17 +522,7 @@ def _export(
                 for block, scores, kept in scored()
             ),
             attributes={**attributes, "min_score": min_score},
-            overwrite=True,
-        )
-    else:
-        written = write_scored_pairs(
-            output,
-            (
-                (block.left_keys.take(kept), block.right_keys.take(kept), scores[kept])
-                for block, scores, kept in scored()
-            ),
-            names=source.names,
-            overwrite=True,
+            overwrite=overwrite,
         )
     file.discard()
     return written
@@ -579,9 +590,6 @@ def matrix(
     check_output(Path(output), overwrite=overwrite)
     begun = time.perf_counter()
     left, right, budget = _load_tables(table, against, memory)
-    left_rows, right_rows, plan = left.rows, None, left.plan
-    if right is not None:
-        left_rows, right_rows, plan = meet(left.rows, left.plan, right.rows, right.plan)
     both = right or left
     walked = len(left.rows) * len(both.rows)
     if expect is not None:
@@ -591,7 +599,14 @@ def matrix(
             f"--memory leaves {budget} bytes beside the tables, but all pairs need at least "
             f"{LEAST_MEMORY}: allow more"
         )
-    pairs = AllPairs(left_rows, right_rows, plan, threads=threads, memory=budget, progress=progress)
+    pairs = AllPairs(
+        left.rows,
+        None if right is None else right.rows,
+        left.plan,
+        threads=threads,
+        memory=budget,
+        progress=progress,
+    )
     found: Summary = {}
     common: Summary = {
         "attributes": {"unit": left.unit, "model_fingerprint": left.fingerprint},

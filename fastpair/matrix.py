@@ -16,8 +16,15 @@ import numpy as np
 
 from fastpair.backend import memory_budget, run_ordered, thread_count
 from fastpair.errors import ArgumentError, MemoryBudgetError
-from fastpair.kernels import Plan, cpu
-from fastpair.kernels.operands import Operand, make_operand, operand_counts, pack_panels, tile_bound
+from fastpair.kernels import Plan, aligned_empty, cpu
+from fastpair.kernels.operands import (
+    Operand,
+    column_shifts,
+    make_operand,
+    operand_counts,
+    pack_panels,
+    tile_bound,
+)
 from fastpair.kernels.simd import TILE_COLUMNS, TILE_ROWS
 
 Progress = Callable[[int], None]
@@ -45,12 +52,14 @@ class _Side:
     length: np.ndarray
 
 
-def _pack(rows: np.ndarray, plan: Plan, side: str, threads: int) -> _Side:
+def _pack(
+    rows: np.ndarray, plan: Plan, side: str, shifts: dict[str, np.ndarray], threads: int
+) -> _Side:
     width = TILE_ROWS if side == "left" else TILE_COLUMNS
     panels = -(-len(rows) // width)
     packed = _Side(
-        _aligned((panels, sum(operand_counts(plan)), width)),
-        _aligned((panels, width)),
+        aligned_empty((panels, sum(operand_counts(plan)), width), np.float32),
+        aligned_empty((panels, width), np.float32),
         np.empty(len(rows)),
         np.empty(len(rows)),
     )
@@ -58,7 +67,7 @@ def _pack(rows: np.ndarray, plan: Plan, side: str, threads: int) -> _Side:
 
     def fill(first: int) -> None:
         here = slice(first * width, min((first + step) * width, len(rows)))
-        operand = make_operand(rows[here], plan, side)
+        operand = make_operand(rows[here], plan, side, shifts)
         last = min(first + step, panels)
         pack_panels(operand, width, packed.columns[first:last], packed.bias[first:last], -np.inf)
         packed.size[here], packed.length[here] = operand.size, operand.length
@@ -66,13 +75,6 @@ def _pack(rows: np.ndarray, plan: Plan, side: str, threads: int) -> _Side:
     for _ in run_ordered(fill, range(0, panels, step), threads):
         pass
     return packed
-
-
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    count = int(np.prod(shape))
-    buffer = np.empty(count + 16, dtype=np.float32)
-    start = (-buffer.ctypes.data % 64) // 4
-    return buffer[start : start + count].reshape(shape)
 
 
 class AllPairs:
@@ -109,6 +111,7 @@ class AllPairs:
         self._column_bytes = 4 * max(1, sum(operand_counts(plan))) + 4 + 16
         self._chunk = self._rows_within(self.memory // 2, self._column_bytes, TILE_COLUMNS)
         self._chunks = range(0, max(1, len(self.right)), self._chunk)
+        self._shifts = column_shifts(self.right, plan)
         self._kept: _Side | None = None
         self._greatest: tuple[float, float] | None = None
 
@@ -133,7 +136,7 @@ class AllPairs:
         if self._kept is not None:
             return self._kept
         rows = self.right[chunk : chunk + self._chunk]
-        packed = _pack(rows, self.plan, "right", self.threads)
+        packed = _pack(rows, self.plan, "right", self._shifts, self.threads)
         if len(self._chunks) == 1:
             self._kept = packed
         return packed
@@ -151,7 +154,7 @@ class AllPairs:
 
     def _left_side(self, first: int, last: int) -> tuple[_Side, np.ndarray]:
         """Pack a group; return it and how far its tiles can be from the pair kernel, per row."""
-        side = _pack(self.left[first:last], self.plan, "left", self.threads)
+        side = _pack(self.left[first:last], self.plan, "left", self._shifts, self.threads)
         operand = Operand(
             np.empty((0, 0)), np.empty(0), operand_counts(self.plan), side.size, side.length
         )
@@ -270,7 +273,8 @@ class AllPairs:
         single = len(self._chunks) == 1
         for first, last in self._groups(0 if single else _HIT_BYTES):
             left, slack = self._left_side(first, last)
-            floor = (self.plan.raw_floor(threshold) - slack.astype(np.float64)).astype(np.float32)
+            floor = self.plan.raw_floor(threshold) - slack.astype(np.float64)
+            floor = np.clip(floor, cpu.LOWEST, -cpu.LOWEST).astype(np.float32)
             floor = np.maximum(np.nextafter(floor, -np.float32(np.inf)), cpu.LOWEST)
             work = _ThresholdTask(self, _at_least(threshold), floor)
             found = self._walk(left, first, last, work)
@@ -297,11 +301,17 @@ class AllPairs:
         """Yield (first row, (rows, n') float32): the tiles' scores of every pair."""
         for first, last in self._groups(2 * 4 * len(self.right)):  # one is used, one is filled
             scores = np.empty((last - first, len(self.right)), dtype=np.float32)
-            left, _ = self._left_side(first, last)
+            left, slack = self._left_side(first, last)
 
-            def scan(panels: cpu.Panels, low: int, high: int, out: np.ndarray = scores) -> None:
+            def scan(
+                panels: cpu.Panels,
+                low: int,
+                high: int,
+                slack: np.ndarray = slack,
+                out: np.ndarray = scores,
+            ) -> None:
                 chunk = slice(panels.first_right, panels.first_right + panels.right_count)
-                cpu.scan_dense(self.table, panels, low, high, out[:, chunk])
+                cpu.scan_dense(self.table, panels, low, high, slack, out[:, chunk])
 
             _exhaust(self._walk(left, first, last, scan))
             yield first, scores
@@ -391,7 +401,8 @@ class _ThresholdTask:
 
 def _at_least(threshold: float) -> np.float32:
     """Return the least float32 that is not below a threshold."""
-    nearest = np.float32(threshold)
+    with np.errstate(over="ignore"):  # infinity is right for what no float32 reaches
+        nearest = np.float32(threshold)
     return nearest if float(nearest) >= threshold else np.nextafter(nearest, np.float32(np.inf))
 
 

@@ -6,16 +6,15 @@ without a header.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fastpair.columns import find_columns, parse_labels
+from fastpair.columns import LABEL_WORDS, find_columns, has_usual_names, parse_labels
 from fastpair.errors import ArgumentError, DataError
 from fastpair.formats import (
     Arrays,
@@ -26,10 +25,20 @@ from fastpair.formats import (
     is_text_type,
     open_format,
 )
-from fastpair.ids import all_integers, text_array
+from fastpair.hdf5 import reading
+from fastpair.ids import all_integers, text_array, text_from_numpy
 
 ARRAY_PAIRS = 1 << 18
-"""Pairs that are read together from arrays."""
+"""Pairs of integers that are read together from arrays."""
+
+ARRAY_TEXTS = 1 << 16
+"""Pairs of text that are read together from arrays."""
+
+KEY_BYTES = 1 << 25
+"""Bytes of keys that are turned into rows together; what that needs is a few times as much."""
+
+Known = Callable[[str, str], bool]
+"""Whether two keys are ids of the left and of the right table."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +50,15 @@ class PairBlock:
     start : the row of the file that the first pair stands in.
     left, right : rows of the tables, (b,) int64, C-contiguous, inside the tables.
     label : (b,) float64, or None.
-    left_keys, right_keys : the keys as the file has them, (b,).
+    left_keys, right_keys : the keys as the file has them, (b,), or None if they were not kept.
     """
 
     start: int
     left: np.ndarray
     right: np.ndarray
     label: np.ndarray | None
-    left_keys: pa.Array
-    right_keys: pa.Array
+    left_keys: pa.Array | None
+    right_keys: pa.Array | None
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class RawPairs:
     count : M, the number of pairs.
     label : name of the label column, None if there is none.
     has_labels : whether batches have labels as a third column.
-    integers : whether keys come from arrays of integers, which are rows unless ids say other.
+    integers : whether both keys are stored as integers, which are rows unless ids say other.
     read : gives batches of left, right and perhaps label from a row on.
     """
 
@@ -101,13 +110,14 @@ class PairSource:
         self.keys, self.assumed, self.has_labels = keys, assumed, raw.has_labels
         self._raw, self._tables, self._signed = raw, tables, signed
 
-    def blocks(self, size: int, start: int = 0) -> Iterator[PairBlock]:
+    def blocks(self, size: int, start: int = 0, *, keep_keys: bool = False) -> Iterator[PairBlock]:
         """The pairs in order.
 
         Parameters
         ----------
         size : pairs a block; the last one may have fewer.
         start : the pair to begin with, default 0.
+        keep_keys : whether blocks have the keys as the file has them, default False.
 
         Yields
         ------
@@ -118,16 +128,39 @@ class PairSource:
         DataError
             A row is outside the table, an id is unknown, or a label is not one.
         """
-        for batch in regroup_batches(self._raw.read(start), size):
-            left_keys, right_keys = batch.column(0), batch.column(1)
-            left, right = self._rows(left_keys, right_keys, start)
-            label = None
-            if self.has_labels:
-                label = parse_labels(batch.column(2), str(self.path), start)
-                if self._signed:
-                    label = (label + 1) / 2
-            yield PairBlock(start, left, right, label, left_keys, right_keys)
+        parts: list[PairBlock] = []
+        waiting = 0
+        for batch in regroup_batches(self._raw.read(start), size, KEY_BYTES):
+            parts.append(self._block(batch, start, keep_keys))
             start += batch.num_rows
+            waiting += batch.num_rows
+            del batch  # else its keys stay until the next one is there
+            if waiting == size:
+                yield _one_block(parts)
+                parts, waiting = [], 0
+        if parts:
+            yield _one_block(parts)
+
+    def bytes_a_pair(self, *, keep_keys: bool = False) -> int:
+        """About how many bytes a pair of a block takes; reads the first pairs for kept keys.
+
+        A reader of blocks needs a few times `KEY_BYTES` besides, whatever the size of the blocks.
+        """
+        numbers = 2 * 8 + (8 if self.has_labels else 0)
+        first = next(self._raw.read(0)) if keep_keys else None
+        if first is None or not first.num_rows:
+            return numbers
+        return numbers + -(-(first.column(0).nbytes + first.column(1).nbytes) // first.num_rows)
+
+    def _block(self, batch: pa.RecordBatch, start: int, keep_keys: bool) -> PairBlock:
+        left, right = self._rows(batch.column(0), batch.column(1), start)
+        label = None
+        if self.has_labels:
+            label = parse_labels(batch.column(2), str(self.path), start)
+            if self._signed:
+                label = (label + 1) / 2
+        kept = (batch.column(0), batch.column(1)) if keep_keys else (None, None)
+        return PairBlock(start, left, right, label, *kept)
 
     def _rows(self, left: pa.Array, right: pa.Array, start: int) -> tuple[np.ndarray, np.ndarray]:
         (left_ids, left_count), (right_ids, right_count) = self._tables
@@ -237,26 +270,34 @@ class Side:
             examples = pc.unique(texts.filter(unknown)).slice(0, 3).to_pylist()
             row = self.start + int(pc.index(unknown, True).as_py())
             shown = ", ".join(repr(example) for example in examples)
+            rows = " or say --keys rows if they are row numbers" if all_integers(texts) else ""
             raise DataError(
                 f"{self.path} has unknown ids as {self.name}, {found.null_count} in this block, "
                 f"such as {shown}, the first in row {row} (counted from 0); "
-                "use ids that the embeddings carry."
+                f"use ids that the embeddings carry{rows}."
             )
         return found.to_numpy().astype(np.int64)
 
 
-def regroup_batches(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of exactly `size`, except the last."""
+def regroup_batches(
+    batches: Iterable[pa.RecordBatch], size: int, most_bytes: int | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches that end at every multiple of `size`.
+
+    They also end in between where they have come to `most_bytes`, default: nowhere.
+    """
     waiting: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
-        while count + batch.num_rows >= size:
+        while batch.num_rows:
             part = batch.slice(0, size - count)
-            yield _one_batch([*waiting, part])
-            batch, waiting, count = batch.slice(size - count), [], 0
-        if batch.num_rows:
-            waiting.append(batch)
-            count += batch.num_rows
+            batch = batch.slice(part.num_rows)
+            waiting.append(part)
+            count += part.num_rows
+            full = most_bytes is not None and sum(w.nbytes for w in waiting) >= most_bytes
+            if count == size or full:
+                yield _one_batch(waiting)
+                waiting, count = [], count % size
     if waiting:
         yield _one_batch(waiting)
 
@@ -267,6 +308,22 @@ def _one_batch(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     columns = range(batches[0].num_columns)
     arrays = [pa.concat_arrays([batch.column(number) for batch in batches]) for number in columns]
     return pa.RecordBatch.from_arrays(arrays, schema=batches[0].schema)
+
+
+def _one_block(parts: list[PairBlock]) -> PairBlock:
+    if len(parts) == 1:
+        return parts[0]
+    labels = [part.label for part in parts if part.label is not None]
+    left_keys = [part.left_keys for part in parts if part.left_keys is not None]
+    right_keys = [part.right_keys for part in parts if part.right_keys is not None]
+    return PairBlock(
+        start=parts[0].start,
+        left=np.concatenate([part.left for part in parts]),
+        right=np.concatenate([part.right for part in parts]),
+        label=np.concatenate(labels) if labels else None,
+        left_keys=pa.concat_arrays(left_keys) if left_keys else None,
+        right_keys=pa.concat_arrays(right_keys) if right_keys else None,
+    )
 
 
 def open_pairs(
@@ -281,6 +338,7 @@ def open_pairs(
     label_column: str | None = None,
     want_labels: bool = False,
     keys: str = "auto",
+    signed_labels: bool = True,
     dataset: str | None = None,
 ) -> PairSource:
     """Open pairs in any accepted format.
@@ -293,6 +351,7 @@ def open_pairs(
     left_column, right_column, label_column : names of columns, default found by their usual names.
     want_labels : whether blocks carry labels, default False.
     keys : "rows", "ids", or "auto": ids where the table has them and the keys may be ids.
+    signed_labels : whether labels that are all -1 or 1 become 0 and 1, default True.
     dataset : name of the (M, 2) array in HDF5 or .npz, default `pairs` or the only one.
 
     Returns
@@ -310,11 +369,22 @@ def open_pairs(
         raise ArgumentError(f"keys is {keys!r}, but must be 'auto', 'rows' or 'ids'.")
     left_table = (ids, count)
     right_table = left_table if right_count is None else (right_ids, right_count)
+
+    def known(left: str, right: str) -> bool:
+        both = ((left_table[0], left), (right_table[0], right))
+        return all(table is not None and pc.index(table, key).as_py() >= 0 for table, key in both)
+
     raw = open_raw_pairs(
-        path, left_column, right_column, label_column, want_labels=want_labels, dataset=dataset
+        path,
+        left_column,
+        right_column,
+        label_column,
+        want_labels=want_labels,
+        dataset=dataset,
+        known=known,
     )
     meaning, assumed = _meaning(raw, keys, left_table[0], right_table[0])
-    signed = raw.has_labels and _signed_labels(raw)
+    signed = signed_labels and raw.has_labels and _signed_labels(raw)
     return PairSource(raw, meaning, assumed, (left_table, right_table), signed)
 
 
@@ -326,15 +396,16 @@ def open_raw_pairs(
     *,
     want_labels: bool = False,
     dataset: str | None = None,
+    known: Known | None = None,
 ) -> RawPairs:
-    """Keys and labels of a pair file as they are, without tables to look them up in."""
+    """Keys and labels of a pair file as they are; `known` tells a header from a first pair."""
     file = open_format(path)
     if isinstance(file, Arrays):
         raw = _array_pairs(file, dataset, (left, right, label), want_labels)
     elif dataset is not None:
         raise ArgumentError(f"--dataset {dataset} has no meaning for the table of columns {path}.")
     else:
-        raw = _column_pairs(file, (left, right, label), want_labels)
+        raw = _column_pairs(file, (left, right, label), want_labels, known)
     if not raw.count:
         raise DataError(f"{path} holds no pairs; give a file that has some.")
     return raw
@@ -344,16 +415,19 @@ def _meaning(
     raw: RawPairs, keys: str, ids: pa.Array | None, right_ids: pa.Array | None
 ) -> tuple[str, str]:
     """What keys are, rows or ids, and a sentence on why."""
+    without = "the embeddings carry" if ids is None else "the right table carries"
+    if ids is None and right_ids is not None:
+        without = "the left table carries"
     have_ids = ids is not None and right_ids is not None
     if keys == "ids" and not have_ids:
         raise ArgumentError(
-            f"the keys of {raw.path} shall be ids, but the embeddings carry none; "
+            f"the keys of {raw.path} shall be ids, but {without} none; "
             "use row numbers, or embeddings with ids."
         )
     if keys != "auto":
         return keys, ""
     if not have_ids:
-        return "rows", "keys are row numbers, because the embeddings carry no ids"
+        return "rows", f"keys are row numbers, because {without} no ids"
     if not raw.integers:
         return "ids", "keys are ids, because the embeddings carry ids"
     if all_integers(ids) and all_integers(right_ids):
@@ -373,14 +447,13 @@ def _signed_labels(raw: RawPairs) -> bool:
 
 
 def _column_pairs(
-    file: Columns, asked: tuple[str | None, str | None, str | None], want_labels: bool
+    file: Columns,
+    asked: tuple[str | None, str | None, str | None],
+    want_labels: bool,
+    known: Known | None,
 ) -> RawPairs:
-    if (
-        isinstance(file, TextColumns)
-        and asked == (None, None, None)
-        and len(file.first) in (2, 3)
-        and all(map(is_number, file.first))
-    ):
+    unnamed = asked == (None, None, None)
+    if isinstance(file, TextColumns) and unnamed and _is_pair(file.first, known):
         file.without_header(("left", "right", "label")[: len(file.first)])
     left, right, label = find_columns(str(file.path), file.names, *asked, want_labels=want_labels)
     columns = [left, right] + ([label] if want_labels and label is not None else [])
@@ -390,9 +463,20 @@ def _column_pairs(
         count=file.count_rows(columns),
         label=label,
         has_labels=len(columns) == 3,
-        integers=False,
+        integers=all(pa.types.is_integer(file.type_of(name)) for name in (left, right)),
         read=lambda start: file.batches(columns, start),
     )
+
+
+def _is_pair(first: Sequence[str], known: Known | None) -> bool:
+    """Whether a first line is no header but a pair, of row numbers or of known ids."""
+    if len(first) not in (2, 3):
+        return False
+    if all(map(is_number, first)):
+        return True
+    if known is None or has_usual_names(first) or not known(first[0], first[1]):
+        return False
+    return len(first) == 2 or is_number(first[2]) or first[2].strip().lower() in LABEL_WORDS
 
 
 def _array_pairs(
@@ -423,21 +507,31 @@ def _array_pairs(
             "name the array with labels with --label."
         )
 
+    integers = all(not isinstance(file.entries[name][1], str) for name, _ in sources)
+    step = ARRAY_PAIRS if integers else ARRAY_TEXTS
+
     def read(start: int) -> Iterator[pa.RecordBatch]:
-        for at in range(start, count, ARRAY_PAIRS):
-            parts = {name: file.read(name, at, min(at + ARRAY_PAIRS, count)) for name in set(names)}
-            arrays = [_arrow(parts[name], column) for name, column in sources]
-            arrays += [_arrow(parts[name], None) for name in names[2:]]
+        for at in range(start, count, step):
+            with reading(file.path):
+                parts = {name: file.read(name, at, min(at + step, count)) for name in set(names)}
+                arrays = [_arrow(parts[name], column) for name, column in sources]
+                arrays += [_arrow(parts[name], None) for name in names[2:]]
             yield pa.RecordBatch.from_arrays(arrays, ["left", "right", "label"][: len(arrays)])
 
-    integers = all(not isinstance(file.entries[name][1], str) for name, _ in sources)
     return RawPairs(file.path, (left, right), count, label, len(names) == 3, integers, read)
+
+
+def is_key(dtype: np.dtype | str) -> bool:
+    """Whether an array of this type may hold keys: text or integers."""
+    return isinstance(dtype, str) or dtype.kind in "iu"
 
 
 def _arrow(values: np.ndarray | pa.Array, column: int | None) -> pa.Array:
     if not isinstance(values, np.ndarray):
         return values
     one = values if column is None else values[:, column]
+    if one.dtype.kind in "SUO":
+        return text_from_numpy(one)
     return pa.array(np.ascontiguousarray(one).astype(one.dtype.newbyteorder("="), copy=False))
 
 
@@ -445,12 +539,8 @@ def _pair_array(file: Arrays, dataset: str | None) -> str:
     entries = file.entries
     if dataset is not None and dataset not in entries:
         raise DataError(f"{file.path} has no array {dataset!r}; it holds {arrays_listed(file)}.")
-    integers = [
-        name
-        for name, (shape, dtype) in entries.items()
-        if len(shape) == 2 and not isinstance(dtype, str) and dtype.kind in "iu"
-    ]
-    usual = ["pairs"] if "pairs" in entries else integers if len(integers) == 1 else list(entries)
+    keys = [name for name, (shape, dtype) in entries.items() if len(shape) == 2 and is_key(dtype)]
+    usual = ["pairs"] if "pairs" in entries else keys if len(keys) == 1 else list(entries)
     names = [dataset] if dataset is not None else usual
     if len(names) != 1:
         raise DataError(
@@ -463,32 +553,9 @@ def _pair_array(file: Arrays, dataset: str | None) -> str:
         raise DataError(
             f"{file.path}: {names[0]!r} has shape {shape}, but pairs have shape (pairs, 2){hint}."
         )
-    if isinstance(dtype, str) or dtype.kind not in "iu":
+    if not is_key(dtype):
         raise DataError(
             f"{file.path}: {names[0]!r} has type {dtype}, but pairs of row numbers are integers; "
             "convert it, for example with .astype('int64')."
         )
     return names[0]
-
-
-def read_pairs(
-    path: str | Path, **options: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Read all pairs into memory.
-
-    Parameters
-    ----------
-    path : the file.
-    options : those of `open_pairs`.
-
-    Returns
-    -------
-    tuple
-        left and right, (M,) int64, and the labels, (M,) float64 or None.
-    """
-    source = open_pairs(path, **options)
-    blocks = list(source.blocks(ARRAY_PAIRS))
-    left = np.concatenate([block.left for block in blocks])
-    right = np.concatenate([block.right for block in blocks])
-    labels = [block.label for block in blocks if block.label is not None]
-    return left, right, np.concatenate(labels) if labels else None

@@ -20,7 +20,7 @@ PAIRS_A_TASK = 1 << 16
 
 
 class _Block(Protocol):
-    """A block of pairs, as `fastpair.ingest` reads it."""
+    """A block of pairs, as `fastpair.pairs` reads it."""
 
     @property
     def left(self) -> np.ndarray: ...
@@ -140,9 +140,16 @@ def check_rows(rows: np.ndarray, count: int, side: str) -> None:
 
 
 def meet(
-    left_rows: np.ndarray, left_plan: Plan, right_rows: np.ndarray, right_plan: Plan
+    left_rows: np.ndarray,
+    left_plan: Plan,
+    right_rows: np.ndarray,
+    right_plan: Plan,
+    *,
+    in_place: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, Plan]:
     """Bring two tables to one plan; int8 tables may differ in scales and are rounded to the larger.
+
+    With `in_place` the rows that are given are changed; by default, copies.
 
     Raises
     ------
@@ -158,8 +165,8 @@ def meet(
         raise MismatchError(
             "the two tables were not made by one model in one precision: project both again"
         )
-    return (
-        common_scales(left_rows, left_plan, scales),
-        common_scales(right_rows, right_plan, scales),
-        plan,
+    tables = ((left_rows, left_plan), (right_rows, right_plan))
+    left, right = (
+        common_scales(rows, own, scales, rows if in_place else None) for rows, own in tables
     )
+    return left, right, plan

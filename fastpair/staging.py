@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -49,23 +49,35 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
+def check_output(path: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
     """Refuse an output that cannot be made, before any work is done for it.
 
     Parameters
     ----------
     path : where the output shall stand.
     overwrite : whether a file that stands there already may be replaced.
+    inputs : files that are read for the output, which it may never replace; default none.
 
     Raises
     ------
     FileError
-        The folder is missing, the path is a folder, or the file exists and may not be replaced.
+        The folder is missing, the path is a folder or a link to nothing, or the file exists and
+        may not be replaced.
     """
     if path.is_dir():
         raise FileError(f"{path} is a folder, not a file; give the name of an output file.")
     if not path.parent.is_dir():
         raise FileError(f"{path} cannot be written: the folder {path.parent} does not exist.")
+    if path.is_symlink() and not path.exists():
+        raise FileError(f"{path} is a link to nothing; remove it or choose another name.")
+    # What is staged for the output would replace an input just as well.
+    for place in (path, path.with_name(path.name + PARTIAL)):
+        for source in inputs:
+            if place.exists() and Path(source).exists() and place.samefile(source):
+                raise FileError(
+                    f"{path} cannot be the output, because {source} is read for it; "
+                    "choose another name."
+                )
     if path.exists() and not overwrite:
         raise FileError(f"{path} exists already; choose another name or say --overwrite.")
 

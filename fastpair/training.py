@@ -9,7 +9,7 @@ pairs best is calibrated on them, and kept only if it ranks them at least as wel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -82,11 +82,13 @@ class TrainingResult:
     model : the calibrated model.
     history : one entry an epoch: epoch, epochs, loss, and the validation metric by its name.
     notes : sentences for the user about what was assumed or decided.
+    validation : how the model ranks the validation pairs, by the metric's name; empty without any.
     """
 
     model: Model
     history: list[dict[str, Any]]
     notes: list[str]
+    validation: dict[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -457,6 +459,11 @@ def _learn(
         settings["epochs"], settings["batch"], settings["learning_rate"], rng
     ):
         epoch = len(history) + 1
+        if not np.isfinite(loss):
+            raise ArgumentError(
+                f"learning diverged in epoch {epoch}: use a smaller learning rate than "
+                f"{settings['learning_rate']:g}"
+            )
         value = _rank_quality(learner.scores(held), held.labels, graded)
         history.append({"epoch": epoch, "epochs": settings["epochs"], "loss": loss, metric: value})
         if on_epoch is not None:
@@ -552,7 +559,9 @@ def _finish(
     if after < before:
         notes.append("learning did not help there, so the raw cosine was kept and calibrated")
         model = _raw_cosine_model(embeddings)
-    return _result(embeddings, model, held, description, history, notes)
+    result = _result(embeddings, model, held, description, history, notes)
+    metric = "spearman" if graded else "average_precision"
+    return replace(result, validation={metric: max(before, after)})
 
 
 def _raw_cosine_model(embeddings: np.ndarray) -> Model:

@@ -58,6 +58,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing
 
 LANES = 16
 """Columns that are read together; every run is padded to a multiple of this."""
@@ -73,6 +74,14 @@ PRECISIONS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i
 
 LINKS = ("identity", "negative_root")
 """Links by code. identity: raw. negative_root: -sqrt(-raw), 0 where raw > 0."""
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
+    """Return an uninitialised C-contiguous array that starts on a `ROW_ALIGNMENT` boundary."""
+    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    buffer = np.empty(count + ROW_ALIGNMENT, dtype=np.uint8)
+    start = -buffer.ctypes.data % ROW_ALIGNMENT
+    return buffer[start : start + count].view(dtype).reshape(shape)
 
 
 def _padded(columns: int) -> int:

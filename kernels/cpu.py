@@ -585,8 +585,12 @@ def group_by_row(rows, counts, columns, scores, sorted_columns, sorted_scores):
 
 
 @jit
-def scan_dense(table, panels, first, last, scores):
-    """Fill `scores` (rows, columns) float32 with the tiles' scores, both from the first panels."""
+def scan_dense(table, panels, first, last, slack, scores):
+    """Fill `scores` (rows, columns) float32 with the tiles' scores, both from the first panels.
+
+    Where a root would make much of a tile's error, the pair kernel decides: raw scores within 64
+    times the row's `slack` (rows,) float32 of 0.
+    """
     tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
     for i, j in _walk(panels, first, last):
         _tile(panels, i, j, -np.float32(np.inf), address(tile))
@@ -594,8 +598,12 @@ def scan_dense(table, panels, first, last, scores):
         start = j * TILE_COLUMNS
         width = min(TILE_COLUMNS, panels.right_count - start)
         for row in range(low, high):
+            near = -64 * slack[row] if table.link == 1 else np.float32(np.inf)
             for n in range(width):
-                scores[row, start + n] = _link(tile[row - low, n], table)
+                raw = tile[row - low, n]
+                if raw > near:
+                    raw = _exact(table, panels.first_left + row, panels.first_right + start + n)
+                scores[row, start + n] = _link(raw, table)
 
 
 @jit

@@ -5,6 +5,9 @@ when the operand is made, the parts that belong to one entity going to its bias:
 
     s (e - e')^2 = s e^2 + s e'^2 + (-2 s e) e'            |  left column -2 s e, right column e
     s |a - a'|   = s max(2 a, 2 a') - s a - s a'           |  column 2 a on both sides
+
+Differences do not change when one number is taken from a column on both sides. Taking about the
+column's mean keeps what cancels small.
 """
 
 from __future__ import annotations
@@ -49,15 +52,27 @@ def operand_counts(plan: Plan) -> tuple[int, int, int]:
     return counts["product"], counts["plus"], counts["minus"]
 
 
-def make_operand(rows: np.ndarray, plan: Plan, side: str) -> Operand:
+def column_shifts(rows: np.ndarray, plan: Plan) -> dict[str, np.ndarray]:
+    """Return what to take from the columns of differences: their means over some of the rows."""
+    some = rows[:: max(1, len(rows) // 1024)]
+    values = unpack_rows(some, plan) if len(some) else {}
+    return {name: values[name].mean(axis=0) for name in ("absolute", "squared") if name in values}
+
+
+def make_operand(
+    rows: np.ndarray, plan: Plan, side: str, shifts: dict[str, np.ndarray] | None = None
+) -> Operand:
     """Return the operand of some rows of a table.
 
     Parameters
     ----------
     rows : (n, row_bytes) uint8.
     side : "left" or "right"; the sides differ in signs and in the order of mirrored halves.
+    shifts : as `column_shifts` gives them, the same for both sides; default none.
     """
     values = unpack_rows(rows, plan)
+    for name, shift in (shifts or {}).items():
+        values[name] -= shift
     bias = values["bias"].copy()
     size = np.abs(values["bias"])
     squares = np.zeros(len(rows))

@@ -3,8 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from fastpair.folding import aligned_rows
-from fastpair.kernels import PRECISIONS, SEGMENTS, Plan, RowLayout
+from fastpair.kernels import PRECISIONS, SEGMENTS, Plan, RowLayout, aligned_empty
 
 counts = st.tuples(*[st.tuples(st.integers(0, 20), st.integers(0, 20)) for _ in SEGMENTS])
 layouts = st.builds(RowLayout, counts, st.booleans(), st.sampled_from(sorted(PRECISIONS)))
@@ -26,7 +25,7 @@ def random_plan(rng, layout, link="identity"):
 def random_table(rng, count, plan, size=1.0):
     """Rows (count, row_bytes) uint8 of normal numbers; padding is zero as the contract says."""
     layout = plan.layout
-    rows = aligned_rows(count, layout.row_bytes)
+    rows = aligned_empty((count, layout.row_bytes), np.uint8)
     rows[:] = 0
     records = rows.view(layout.dtype)[:, 0]
     for number, name in enumerate(SEGMENTS):

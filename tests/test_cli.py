@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -309,6 +310,8 @@ def test_files_that_do_not_fit_are_refused(world, tmp_path):
     assert "label" in refused(
         "evaluate", world / "model.h5", world / "embeddings.h5", world / "test.csv", "--label", "x"
     )
+    assert "euclidean" in refused("project", "cosin", tmp_path / "v.npy", "-o", output)
+    assert "finite" in refused("score", table, pairs, "-o", output, "--min-score", "nan")
     short = tmp_path / "short.h5"
     short.write_bytes(table.read_bytes()[:5000])
     assert "short.h5" in refused("score", short, pairs, "-o", output)
@@ -346,16 +349,19 @@ def big_job(folder, pairs=20_000_000, entities=200_000, columns=64):
 
 
 def peak_memory(*arguments, cwd):
-    """Run a command in a process of its own; return its greatest resident memory in bytes."""
+    """Run a command in a process of its own; return its greatest resident memory in bytes.
+
+    Linux counts it in VmHWM; getrusage would count the memory of the process that forked, too.
+    """
     code = (
-        "import resource, sys; from fastpair.cli import main\n"
-        f"sys.argv = {['fastpair', *map(str, arguments)]!r}; main()\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "import re; from fastpair.cli import main\n"
+        f"import sys; sys.argv = {['fastpair', *map(str, arguments)]!r}; main()\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True
     )
-    return int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
+    return int(done.stdout) * 1024
 
 
 INTERPRETER = 200 * 2**20
@@ -375,6 +381,7 @@ def test_a_matrix_larger_than_its_memory_stays_within_it(tmp_path):
     np.save(tmp_path / "v.npy", rng.standard_normal((8000, 32), dtype=np.float32))
     run("project", "cosine", "v.npy", "-o", "t.h5", cwd=tmp_path)
     for form in (["--dense"], ["--threshold", "-0.2"]):
+        run("matrix", "t.h5", *form, "-o", "m.h5", "--overwrite", cwd=tmp_path)  # now compiled
         job = ["matrix", "t.h5", *form, "-o", "m.h5", "--overwrite", "--memory", "100MiB"]
         assert peak_memory(*job, cwd=tmp_path) < 100 * 2**20 + INTERPRETER
     assert "--memory" in refused(
@@ -400,6 +407,41 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path):
     assert summary["resumed_from"] > 0
     assert (tmp_path / "s.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert not partial.exists()
+
+
+def test_ctrl_c_ends_with_one_sentence_and_exit_code_130(tmp_path):
+    big_job(tmp_path, pairs=12_000_000)
+    command = [*FASTPAIR, "score", "t.h5", "p.h5", "-o", "s.h5", "--threads", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not _blocks_done(tmp_path / "s.h5.partial"):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    words = process.communicate(timeout=60)[1].strip().splitlines()
+    if (tmp_path / "s.h5").exists():
+        pytest.skip("the run was over before it could be interrupted")
+    assert process.returncode == 130
+    assert words[-1] == "fastpair: interrupted; --resume goes on where it stopped"
+    assert sorted(os.listdir(tmp_path)) == ["p.h5", "s.h5.partial", "t.h5", "v.npy"]
+
+
+def test_resuming_with_other_pairs_of_the_same_file_is_refused(tmp_path):
+    big_job(tmp_path, pairs=12_000_000, entities=1000, columns=8)
+    with h5py.File(tmp_path / "p.h5", "r+") as file:
+        file["other"] = np.zeros((12_000_000, 2), np.int32)
+    command = [*FASTPAIR, "score", "t.h5", "p.h5", "-o", "s.h5", "--threads", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not _blocks_done(tmp_path / "s.h5.partial"):
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    if (tmp_path / "s.h5").exists():
+        pytest.skip("the run was over before it could be killed")
+    sentence = refused(
+        "score", "t.h5", "p.h5", "--dataset", "other", "-o", "s.h5", "--resume", cwd=tmp_path
+    )
+    assert "dataset" in sentence
 
 
 def _blocks_done(partial):

@@ -40,6 +40,7 @@ from fastpair.results import (
     write_filtered_scores,
     write_histogram,
 )
+from fastpair.staging import check_output
 
 STRANGE_IDS = ["NA", "007", "null", " 7", "", "naïve", "a,b", 'q"uote', "two\nlines", "日本"]
 
@@ -246,6 +247,19 @@ def test_places_where_nothing_can_be_written_are_named(tmp_path):
         write_histogram(tmp_path / "nowhere" / "h.h5", [0.0, 1.0], [3])
     with pytest.raises(FileError, match="is a folder"):
         write_histogram(tmp_path, [0.0, 1.0], [3])
+
+
+def test_an_input_is_never_replaced_by_the_output(tmp_path):
+    source = tmp_path / "in.h5"
+    source.write_text("")
+    (tmp_path / "link.h5").symlink_to(source)
+    os.link(source, tmp_path / "out.h5.partial")
+    for name in ("in.h5", "link.h5", "out.h5"):
+        with pytest.raises(FileError, match="is read for it"):
+            check_output(tmp_path / name, overwrite=True, inputs=[tmp_path / "no.h5", source])
+    (tmp_path / "dangling.h5").symlink_to(tmp_path / "nowhere.h5")
+    with pytest.raises(FileError, match="link to nothing"):
+        check_output(tmp_path / "dangling.h5", overwrite=True)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
@@ -535,3 +549,61 @@ def test_describe_says_what_any_hdf5_file_is(tmp_path):
         describe(tmp_path / "text.h5")
     with pytest.raises(FileError, match="does not exist"), open_hdf5(tmp_path / "missing.h5"):
         pass
+
+
+def test_describe_tells_attributes_of_any_type(tmp_path):
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["x"] = [1.0]
+        file.attrs["bytes"] = np.bytes_(b"abc")
+        file.attrs["complex"] = 1 + 2j
+        file.attrs["numbers"] = [np.nan, 1.0]
+        file.attrs["long"] = np.longdouble(1)
+        file.attrs["reference"] = file["x"].ref
+        file.attrs["references"] = np.array([file["x"].ref], h5py.ref_dtype)
+        file.attrs["texts"] = np.array([b"a", b"b"])
+        file.attrs["json"] = '{"a": NaN}'
+        file.attrs["empty"] = h5py.Empty("f4")
+        file.attrs["record"] = np.array((1, 2.0), "i4,f8")
+    found = describe(tmp_path / "f.h5")["attributes"]
+    json.dumps(found, allow_nan=False)
+    assert (found["bytes"], found["texts"]) == ("abc", ["a", "b"])
+    assert (found["numbers"], found["json"]) == (["nan", 1.0], {"a": "nan"})
+    assert found["record"] == [1, 2.0]
+
+
+@pytest.mark.parametrize("missing", ["rows", "model_name", "precision", "block_checksum"])
+def test_a_table_without_its_parts_is_one_sentence(tmp_path, missing):
+    plan = a_plan()
+    write_table(tmp_path / "t.h5", plan, some_rows(plan, 9))
+    with h5py.File(tmp_path / "t.h5", "r+") as file:
+        del (file if missing in file else file.attrs)[missing]
+    if missing == "block_checksum":
+        assert describe(tmp_path / "t.h5")["whole"] is None
+        return
+    with pytest.raises(FileError, match=missing):
+        describe(tmp_path / "t.h5")
+
+
+def test_files_that_are_being_written_can_be_described_but_not_read(tmp_path):
+    code = """
+    import sys
+    from fastpair.{room} import {call}
+    try:
+        print(str({call}(sys.argv[1]){more})[:500])
+    except Exception as error:
+        print(type(error).__name__, error)
+    """
+    listing = {"room": "formats", "call": "open_format", "more": ".entries"}
+    describing = {"room": "files", "call": "describe", "more": ""}
+    with ScoreFile(tmp_path / "s.h5", 10, {}):
+        for call in (listing, describing):
+            said = run_python(code.format(**call), tmp_path / "s.h5.partial").communicate()[0]
+            assert "score" in said
+            assert "Error" not in said
+    write_histogram(tmp_path / "h.h5", [0.0, 1.0], [3])
+    with h5py.File(tmp_path / "h.h5", "r+"):
+        said = run_python(code.format(**describing), tmp_path / "h.h5").communicate()[0]
+        assert "histogram" in said
+        reading = {"room": "files", "call": "read_table", "more": ""}
+        said = run_python(code.format(**reading), tmp_path / "h.h5").communicate()[0]
+        assert "locked by another process" in said

@@ -60,6 +60,11 @@ def test_built_in_similarities_are_what_their_names_say(name):
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_numbers_that_are_almost_nothing_become_zero_in_int8():
+    rows, plan = fold(builtin("dot"), np.full((2, 3), 1e-45), "int8")
+    assert PairScorer(rows, plan)(np.array([0]), np.array([1])).tolist() == [0]
+
+
 def test_the_zero_vector_has_cosine_0_with_everything():
     x = np.array([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0]])
     rows, plan = fold(builtin("cosine"), x)
@@ -122,5 +127,10 @@ def test_refusals():
         fold(Model([Branch("cosine", {"scale": np.ones(1)})], 2), np.ones((4, 3)))
     with pytest.raises(ArgumentError, match="shape"):
         fold(model, np.ones(3))
+    for name in ("dot", "euclidean"):
+        with pytest.raises(DataError, match="scale them down"):
+            fold(builtin(name), np.full((2, 3), 1e25))
+    with pytest.raises(DataError, match=r"row 0 .*int8 cannot hold"):
+        fold(model, np.full((2, 3), 1e45), "int8")
     with pytest.raises(ArgumentError, match="bfloat16"):
         Folder(model, 40_000, "int8")

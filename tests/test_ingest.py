@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from fastpair.columns import find_columns, parse_labels
 from fastpair.errors import ArgumentError, DataError, FastpairError, FileError
 from fastpair.export import convert, export_format, write_scored_pairs
 from fastpair.ingest import open_embeddings
-from fastpair.pairs import open_pairs, read_pairs
+from fastpair.pairs import open_pairs
 
 STRANGE_IDS = [
     "NA",
@@ -55,6 +56,16 @@ def all_rows(source, size=3):
     left = np.concatenate([block.left for block in blocks]).tolist()
     right = np.concatenate([block.right for block in blocks]).tolist()
     return list(zip(left, right, strict=True))
+
+
+def everything(path, *, ids, count, **options):
+    blocks = list(open_pairs(path, ids=ids, count=count, **options).blocks(1000))
+    labels = [block.label for block in blocks if block.label is not None]
+    return (
+        np.concatenate([block.left for block in blocks]),
+        np.concatenate([block.right for block in blocks]),
+        np.concatenate(labels) if labels else None,
+    )
 
 
 def id_list(source):
@@ -223,6 +234,55 @@ def test_rows_of_different_length_are_named(tmp_path):
         open_embeddings(tmp_path / "e.parquet").read()
 
 
+@pytest.mark.parametrize(
+    "name", ["item_id", "product_id", "user-id", "movie.id", "SKU", "entity_id", "Order Key"]
+)
+def test_numbers_that_are_named_as_ids_are_ids(tmp_path, name):
+    write_csv(tmp_path / "e.csv", [[name, "v0", "v1"], [5, 1, 2], [6, 3, 4]])
+    table = pa.table({"v0": [1.0, 3.0], name: [5, 6], "v1": [2.0, 4.0]})
+    pq.write_table(table, tmp_path / "e.parquet")
+    for file in ("e.csv", "e.parquet"):
+        source = open_embeddings(tmp_path / file)
+        assert id_list(source) == ["5", "6"]
+        assert source.read().tolist() == [[1, 2], [3, 4]]
+        assert source.assumed == f"2 columns of numbers, ids from column {name!r}"
+
+
+@pytest.mark.parametrize("ids", [["007", "8"], ["7", "008"], ["7", "ab"]])
+def test_a_first_column_that_is_not_all_proper_numbers_is_ids(tmp_path, ids):
+    rows = [["product", "v0", "v1"], [ids[0], 1, 2], [ids[1], 3, 4]]
+    source = open_embeddings(write_csv(tmp_path / "e.csv", rows))
+    assert id_list(source) == ids
+    assert source.shape == (2, 2)
+
+
+@pytest.mark.parametrize("values", [["1", "2"], ["-1", "0"], ["0.5", "oops"], ["0.50", "1e-3"]])
+def test_a_first_column_of_numbers_is_no_ids(tmp_path, values):
+    rows = [["x", "y"], [values[0], 1], [values[1], 3]]
+    source = open_embeddings(write_csv(tmp_path / "e.csv", rows))
+    assert source.ids is None
+    assert source.assumed == "2 columns of numbers and no ids"
+
+
+@pytest.mark.parametrize("second", ["user_id", "Unnamed: 0", "title"])
+def test_a_second_column_of_ids_never_becomes_numbers(tmp_path, second):
+    value = "words" if second == "title" else 3
+    write_csv(tmp_path / "e.csv", [["item_id", second, "v"], [1, value, 0.5]])
+    table = pa.table({"item_id": [1], second: [value], "v": [0.5]})
+    pq.write_table(table, tmp_path / "e.parquet")
+    for file in ("e.csv", "e.parquet"):
+        with pytest.raises(DataError, match=second):
+            open_embeddings(tmp_path / file)
+
+
+@pytest.mark.parametrize("header", [["id", 1, 2, 3], ["", 1, 2, 3], ["word", 10, 20, 30]])
+def test_a_header_of_numbers_after_the_name_of_ids_is_no_row(tmp_path, header):
+    rows = [header, ["a", 0.1, 0.2, 0.3], ["b", 0.4, 0.5, 0.6]]
+    assert id_list(open_embeddings(write_csv(tmp_path / "e.csv", rows))) == ["a", "b"]
+    write_csv(tmp_path / "w.csv", [["word", 0.5, 0.2], ["b", 0.4, 0.5]])
+    assert id_list(open_embeddings(tmp_path / "w.csv")) == ["word", "b"]
+
+
 def test_text_among_numbers_is_named(tmp_path):
     write_csv(tmp_path / "e.csv", [["id", "x", "y"], ["a", 1, 2], ["b", 1, "oops"]])
     with pytest.raises(DataError, match="oops"):
@@ -253,7 +313,9 @@ def test_ids_in_text_are_looked_up_as_they_are(tmp_path, suffix, line, encoding)
     assert (source.count, source.keys, source.names) == (7, "ids", ("id_a", "id_b"))
     assert "because the embeddings carry ids" in source.assumed
     assert all_rows(source) == PAIRS
-    assert next(source.blocks(7)).left_keys.to_pylist() == [IDS[left] for left, _ in PAIRS]
+    assert next(source.blocks(7)).left_keys is None
+    kept = next(source.blocks(7, keep_keys=True))
+    assert kept.left_keys.to_pylist() == [IDS[left] for left, _ in PAIRS]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "|", "\t"])
@@ -305,6 +367,73 @@ def test_hdf5_and_npz_pairs_are_an_array_or_two(tmp_path):
         source = pairs_of(tmp_path / name, IDS)
         assert all_rows(source) == PAIRS
         assert source.keys == ("ids" if name == "text.h5" else "rows")
+
+
+def test_integers_in_parquet_are_rows_where_the_ids_are_words(tmp_path):
+    pq.write_table(pa.table({"left": [0, 2], "right": [1, 0]}), tmp_path / "p.parquet")
+    source = pairs_of(tmp_path / "p.parquet", ["a", "b", "c"])
+    assert all_rows(source) == [(0, 1), (2, 0)]
+    assert "integers are row numbers" in source.assumed
+    write_csv(tmp_path / "p.csv", [("left", "right"), (0, 1)])
+    for ids, name in ((["7", "8"], "p.parquet"), (["a", "b"], "p.csv")):
+        with pytest.raises(DataError, match="--keys rows"):
+            all_rows(pairs_of(tmp_path / name, ids))
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_text_in_an_array_of_two_columns_is_ids(tmp_path, kind):
+    texts = np.array([["a", "c"], ["b", "a"]], kind)
+    np.save(tmp_path / "p.npy", texts)
+    with h5py.File(tmp_path / "p.h5", "w") as file:
+        file["pairs"] = texts.astype("S")
+    for name in ("p.npy", "p.h5"):
+        source = pairs_of(tmp_path / name, ["a", "b", "c"])
+        assert (source.keys, all_rows(source)) == ("ids", [(0, 2), (1, 0)])
+    assert convert(tmp_path / "p.npy", tmp_path / "out.h5") == "pairs"
+
+
+def test_a_first_line_of_two_known_ids_is_a_pair(tmp_path):
+    write_csv(tmp_path / "p.csv", [("007", "NA"), ("null", "NA")])
+    ids = ["007", "NA", "null", "i", "j"]
+    source = pairs_of(tmp_path / "p.csv", ids)
+    assert (source.names, all_rows(source)) == (("left", "right"), [(0, 1), (2, 1)])
+    write_csv(tmp_path / "l.csv", [("007", "NA", "good"), ("null", "NA", "bad")])
+    labels = everything(tmp_path / "l.csv", ids=pa.array(ids), count=5, want_labels=True)[2]
+    assert labels.tolist() == [1, 0]
+    for header in (("i", "j"), ("x", "NA"), ("NA", "null", "kind")):
+        write_csv(tmp_path / "h.csv", [header, ("007", "NA", "1")[: len(header)]])
+        assert all_rows(pairs_of(tmp_path / "h.csv", ids)) == [(0, 1)]
+
+
+def test_the_table_without_ids_is_named(tmp_path):
+    np.save(tmp_path / "p.npy", np.array([[0, 1]]))
+    one, two = pa.array(["a", "b"]), {"right_ids": None, "right_count": 2}
+    source = open_pairs(tmp_path / "p.npy", ids=one, count=2, **two)
+    assert "because the right table carries no ids" in source.assumed
+    source = open_pairs(tmp_path / "p.npy", ids=None, count=2, right_ids=one, right_count=2)
+    assert "because the left table carries no ids" in source.assumed
+
+
+def test_labels_of_minus_one_stay_where_that_is_asked(tmp_path):
+    write_csv(tmp_path / "p.csv", [("left", "right", "label"), (0, 0, -1), (0, 0, 1)])
+    options = {"ids": None, "count": 1, "want_labels": True}
+    assert everything(tmp_path / "p.csv", **options)[2].tolist() == [0, 1]
+    assert everything(tmp_path / "p.csv", signed_labels=False, **options)[2].tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize("size", [7, 40_000, 1 << 20])
+def test_long_keys_are_looked_up_in_parts_of_a_block(tmp_path, size, monkeypatch):
+    monkeypatch.setattr("fastpair.pairs.KEY_BYTES", 1 << 20)
+    ids = [f"{number:0200}" for number in range(100)]
+    rows = np.random.default_rng(0).integers(0, 100, (30_000, 2))[: 3000 if size == 7 else None]
+    left, right = (pa.array(ids).take(pa.array(rows[:, side])) for side in (0, 1))
+    pq.write_table(pa.table({"left": left, "right": right}), tmp_path / "p.parquet")
+    source = pairs_of(tmp_path / "p.parquet", ids)
+    assert all_rows(source, size) == [tuple(pair) for pair in rows]
+    kept = next(source.blocks(size, keep_keys=True))
+    assert kept.right_keys.equals(right[:size])
+    assert source.bytes_a_pair() == 16
+    assert 16 + 400 <= source.bytes_a_pair(keep_keys=True) < 16 + 420
 
 
 def test_two_tables_each_look_up_their_own_side(tmp_path):
@@ -443,6 +572,21 @@ def test_files_cut_at_any_length_are_refused_in_one_sentence(tmp_path, name):
         assert "\n" not in str(caught.value)
 
 
+def test_pipes_and_standard_input_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("-", "/dev/stdin", tmp_path / "pipe"):
+        with pytest.raises(FileError, match="write it to a file"):
+            pairs_of(name, count=3)
+
+
+def test_columns_of_the_same_name_are_to_be_renamed(tmp_path):
+    for header in (("left", "left", "right"), ("x", "x"), ("left", "right", "label", "label")):
+        write_csv(tmp_path / "p.csv", [header, (0, 1, 1, 1)[: len(header)]])
+        with pytest.raises(DataError, match="different names") as caught:
+            pairs_of(tmp_path / "p.csv", count=3, want_labels=len(header) == 4)
+        assert "--left" not in str(caught.value)
+
+
 def test_missing_files_and_folders_are_said_so(tmp_path):
     with pytest.raises(FileError, match="does not exist"):
         pairs_of(tmp_path / "p.csv", count=3)
@@ -510,10 +654,10 @@ def test_labels_are_numbers_or_words(tmp_path, labels, expected):
     count = len(labels)
     table = pa.table({"left": [0] * count, "right": [0] * count, "label": labels})
     pq.write_table(table, tmp_path / "p.parquet")
-    found = read_pairs(tmp_path / "p.parquet", ids=None, count=1, want_labels=True)[2]
+    found = everything(tmp_path / "p.parquet", ids=None, count=1, want_labels=True)[2]
     assert found is not None
     assert found.tolist() == expected
-    assert read_pairs(tmp_path / "p.parquet", ids=None, count=1)[2] is None
+    assert everything(tmp_path / "p.parquet", ids=None, count=1)[2] is None
 
 
 @pytest.mark.parametrize("label", ["maybe", "", "nan", "inf", "1,5", "0x1"])
@@ -554,6 +698,15 @@ def test_scored_parquet_keeps_keys_and_bits(tmp_path):
     assert table.column_names == ["left", "right", "score"]
     assert table["left"].type == pa.int64()
     assert table["score"].to_numpy().tobytes() == SCORES.tobytes()
+
+
+@pytest.mark.parametrize("kind", [None, pa.int64(), pa.string()])
+def test_no_scores_are_an_empty_parquet_file(tmp_path, kind):
+    none = [] if kind is None else [(pa.array([], kind), pa.array([], kind), SCORES[:0])]
+    assert write_scored_pairs(tmp_path / "s.parquet", none) == 0
+    table = pq.read_table(tmp_path / "s.parquet")
+    assert (table.num_rows, table.column_names) == (0, ["left", "right", "score"])
+    assert table.schema.types == [kind or pa.string(), kind or pa.string(), pa.float32()]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz", "parquet"])
@@ -636,10 +789,10 @@ print(source.count, total, peak() - before)
 @pytest.mark.skipif(not DATA.exists(), reason="the development data is not here")
 def test_real_files_agree_across_formats():
     words = pa.array((DATA / "words" / "words.txt").read_text().splitlines())
-    by_word = read_pairs(
+    by_word = everything(
         DATA / "words" / "pairs_test.csv", ids=words, count=len(words), want_labels=True
     )
-    by_row = read_pairs(
+    by_row = everything(
         DATA / "words" / "pairs_test_index.parquet", ids=None, count=len(words), want_labels=True
     )
     for one, other in zip(by_word, by_row, strict=True):

@@ -9,10 +9,11 @@ from tables import layouts, random_plan, random_table, some_layout
 
 import fastpair.matrix as matrix
 from fastpair.errors import ArgumentError, MemoryBudgetError
-from fastpair.folding import aligned_rows
-from fastpair.kernels import LINKS, Plan, RowLayout
+from fastpair.folding import fold
+from fastpair.kernels import LINKS, Plan, RowLayout, aligned_empty
 from fastpair.kernels.operands import make_operand, tile_bound
 from fastpair.matrix import AllPairs
+from fastpair.model import builtin
 from fastpair.scoring import PairScorer
 
 seeds = st.integers(0, 2**32 - 1)
@@ -125,7 +126,7 @@ def test_one_table_leaves_the_diagonal_out_and_gives_both_triangles():
 
 def test_a_threshold_keeps_pairs_that_score_it_exactly():
     plan = Plan(RowLayout(((3, 0), (0, 0), (0, 0), (0, 0), (0, 0))))
-    rows = aligned_rows(20, plan.layout.row_bytes)
+    rows = aligned_empty((20, plan.layout.row_bytes), np.uint8)
     rows[:] = 0
     rows.view(plan.layout.dtype)[:, 0]["product"][:, 0] = 1
     assert len(collect_hits(AllPairs(rows, None, plan), 1.0)) == 20 * 19
@@ -137,7 +138,7 @@ def test_a_threshold_keeps_pairs_that_score_it_exactly():
 
 def test_ties_go_to_the_lower_index_even_when_all_pairs_are_equal():
     plan = Plan(RowLayout(((1, 0), (0, 0), (0, 0), (0, 0), (0, 0))))
-    rows = aligned_rows(500, plan.layout.row_bytes)
+    rows = aligned_empty((500, plan.layout.row_bytes), np.uint8)
     rows[:] = 0
     scores, indices = collect_top_k(AllPairs(rows, None, plan), 3)
     assert (scores == 0).all()
@@ -166,6 +167,22 @@ def test_the_dense_matrix_of_one_table_is_symmetric_to_the_bit():
     rows = random_table(rng, 130, plan)
     ((_, dense),) = AllPairs(rows, None, plan).dense()
     assert dense.tobytes() == np.ascontiguousarray(dense.T).tobytes()
+
+
+@pytest.mark.parametrize("name", ["euclidean", "manhattan"])
+def test_dense_distances_are_right_far_from_the_origin(name):
+    """Squares of numbers that are not centred cancel badly unless the tile shifts them."""
+    rng = np.random.default_rng(16)
+    x = rng.uniform(0, 255, (150, 300)) + 1000
+    x[1] = x[0]
+    x[2] = x[0] + np.eye(300)[0]
+    rows, plan = fold(builtin(name), x)
+    ((_, dense),) = AllPairs(rows, None, plan).dense()
+    assert (np.diag(dense) == 0).all() or name == "manhattan"
+    np.testing.assert_allclose(dense, pair_scores(rows, rows, plan), rtol=1e-5, atol=0.05)
+    scores, indices = collect_top_k(AllPairs(rows, None, plan), 3)
+    assert indices[0, :2].tolist() == [1, 2]
+    assert scores[0, 0] == 0
 
 
 def test_the_bound_of_a_tile_is_not_loose_by_more_than_it_must():
