@@ -123,12 +123,14 @@ def find_columns(
         raise ArgumentError("name both key columns, left and right, or none of them.")
     if left is None or right is None:
         left, right = _find_keys(file, names, label)
-    if left == right:
+    if left == right and list(names).count(left) == 1:
         raise ArgumentError(f"left and right are both column {left!r}; a pair needs two columns.")
+    for key in (left, right):
+        _refuse_repeated(file, names, key)
     if label is None:
         label = _find_label(file, names, left, right, want_labels)
-    for found in (left, right, label):
-        _refuse_repeated(file, names, found)
+    if want_labels:
+        _refuse_repeated(file, names, label)
     if label in (left, right):
         raise ArgumentError(f"column {label!r} cannot be a key and the label at once.")
     return left, right, label
@@ -150,7 +152,6 @@ def _find_keys(file: str, names: Sequence[str], label: str | None) -> tuple[str,
     if not found and len(rest) == 3 and label is None:
         rest = [name for name in rest if name.lower() not in LABEL_NAMES]
     if not found and len(rest) == 2:
-        _refuse_repeated(file, names, rest[0])
         return rest[0], rest[1]
     problem = (
         "more than one couple of columns that could be" if found else "no columns that look like"

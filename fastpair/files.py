@@ -519,7 +519,7 @@ def _text(text: str) -> str:
 
 def _progress(path: Path, file: h5py.File) -> dict[str, Any]:
     """Which blocks of rows or scores agree with their checksums."""
-    dataset = file["rows" if "rows" in file else "score"]
+    dataset = file["score" if file.attrs["fastpair_kind"] == "scores" else "rows"]
     start, width = dataset.id.get_offset(), dataset.dtype.itemsize
     sums = file["block_checksum"][:].tolist()
     if len(dataset) and start is None:

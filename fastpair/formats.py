@@ -337,6 +337,12 @@ def is_numeric_type(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
+def numpy_type(kind: pa.DataType) -> np.dtype:
+    """The NumPy type of a column of numbers."""
+    floats = {"halffloat": "float16", "float": "float32", "double": "float64"}
+    return np.dtype(floats.get(str(kind), str(kind)))
+
+
 def is_text_type(kind: pa.DataType) -> bool:
     """Whether a column holds text."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)

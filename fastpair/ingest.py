@@ -23,6 +23,7 @@ from fastpair.formats import (
     is_number,
     is_numeric_type,
     is_text_type,
+    numpy_type,
     open_format,
 )
 from fastpair.ids import check_ids, text_array
@@ -354,7 +355,7 @@ def _column_embeddings(file: Columns, dataset: str | None) -> EmbeddingSource:
         return _list_embeddings(file, lists[0], count, ids, named_by)
     _refuse_more_ids(file, key, [])
     numbers = [name for name in kinds if name != key]
-    dtype = _smallest_float(kinds[name].to_pandas_dtype() for name in numbers)
+    dtype = _smallest_float(numpy_type(kinds[name]) for name in numbers)
 
     def read(rows: int) -> Iterator[np.ndarray]:
         for batch in file.batches(numbers):
@@ -386,7 +387,7 @@ def _id_column(file: Columns, kinds: dict[str, pa.DataType], lists: Sequence[str
 def _list_embeddings(
     file: Columns, name: str, count: int, ids: pa.Array | None, named_by: str
 ) -> EmbeddingSource:
-    dtype = _smallest_float([file.type_of(name).value_type.to_pandas_dtype()])
+    dtype = _smallest_float([numpy_type(file.type_of(name).value_type)])
     first = next(file.batches([name]), None)
     columns = 0
     if first is not None and first.num_rows and first.column(0)[0].is_valid:

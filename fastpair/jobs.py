@@ -27,7 +27,7 @@ from fastpair.formats import Arrays, open_format
 from fastpair.hdf5 import Hdf5Arrays
 from fastpair.ingest import EmbeddingSource, open_embeddings
 from fastpair.model import BUILTINS, Model, builtin
-from fastpair.pairs import PairBlock, PairSource, open_pairs
+from fastpair.pairs import KEY_BYTES, PairBlock, PairSource, open_pairs
 from fastpair.results import (
     SCORE_BLOCK,
     DenseWriter,
@@ -139,7 +139,8 @@ def train(
 
     if graded and good is not None:
         raise ArgumentError("--good makes labels good or bad, --graded learns grades: choose one")
-    check_output(Path(output), overwrite=overwrite)
+    inputs = [Path(path) for path in (embeddings, pairs, valid) if path is not None]
+    check_output(Path(output), overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
     source = open_embeddings(embeddings, dataset=dataset)
     columns = {
@@ -148,10 +149,11 @@ def train(
         "label_column": label_column,
         "keys": keys,
     }
-    left, right, labels, assumed = labelled_pairs(pairs, source, **columns)
+    signed = good is None and not graded
+    left, right, labels, assumed = labelled_pairs(pairs, source, signed, **columns)
     held = None
     if valid is not None:
-        held_left, held_right, held_labels, _ = labelled_pairs(valid, source, **columns)
+        held_left, held_right, held_labels, _ = labelled_pairs(valid, source, signed, **columns)
         held = (held_left, held_right, truth(held_labels, good, graded, valid))
     result = fit(
         source.read(),
@@ -173,15 +175,25 @@ def train(
         "threshold": result.model.threshold,
         "validation": result.validation,
         "history": result.history,
-        "notes": [assumed, *result.notes] if assumed else result.notes,
+        "notes": [note for note in (source.assumed, assumed, *result.notes) if note],
     }
 
 
 def labelled_pairs(
-    path: Path, source: EmbeddingSource, **columns: Any
+    path: Path, source: EmbeddingSource, signed_labels: bool, **columns: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """Read left rows, right rows and labels (M,) of a pair file, and what was assumed of it."""
-    pairs = open_pairs(path, ids=source.ids, count=source.shape[0], want_labels=True, **columns)
+    """Read left rows, right rows and labels (M,) of a pair file, and what was assumed of it.
+
+    With `signed_labels`, labels that are all -1 or 1 become 0 and 1.
+    """
+    pairs = open_pairs(
+        path,
+        ids=source.ids,
+        count=source.shape[0],
+        want_labels=True,
+        signed_labels=signed_labels,
+        **columns,
+    )
     blocks = list(pairs.blocks(SCORE_BLOCK))
     if not pairs.has_labels:
         raise DataError(f"{path} has no column of labels: name it with --label")
@@ -239,6 +251,7 @@ def evaluate(
     left, right, labels, assumed = labelled_pairs(
         pairs,
         source,
+        good is None and not graded,
         left_column=left_column,
         right_column=right_column,
         label_column=label_column,
@@ -255,7 +268,7 @@ def evaluate(
         scores, labels, threshold=similarity.threshold, unit=similarity.unit, **options
     )
     result["raw_cosine"] = evaluate_scores(raw_cosine(vectors, left, right), labels, **options)
-    result["notes"] = [note for note in (assumed, *result["notes"]) if note]
+    result["notes"] = [note for note in (source.assumed, assumed, *result["notes"]) if note]
     return result
 
 
@@ -286,7 +299,7 @@ def project(
     """
     similarity = load_model(model)
     _expect_hdf5(output)
-    check_output(Path(output), overwrite=overwrite)
+    check_output(Path(output), overwrite=overwrite, inputs=[Path(embeddings), Path(model)])
     begun = time.perf_counter()
     source = open_embeddings(embeddings, dataset=dataset)
     count, columns = source.shape
@@ -321,6 +334,7 @@ def project(
         "raw_error_bound": folder.raw_error_bound(),
         "unit": similarity.unit,
         "seconds": time.perf_counter() - begun,
+        "notes": [source.assumed],
     }
 
 
@@ -366,7 +380,8 @@ def score(
     suffix = export_format(output)
     if suffix is None:
         _expect_hdf5(output)
-    check_output(output, overwrite=overwrite)
+    inputs = [Path(path) for path in (table, pairs, against) if path is not None]
+    check_output(output, overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
     left, right, budget = _load_tables(table, against, memory)
     both = right or left
@@ -459,13 +474,13 @@ def _load_tables(
 
 def _check_room(budget: int, source: PairSource) -> None:
     """Refuse a run whose blocks of pairs do not fit beside the tables."""
-    numbers = 2 * 8 + 2 * 8 + 4
-    text = 0 if source.keys == "rows" else 128
-    needed = min(source.count, SCORE_BLOCK) * (numbers + text) * BLOCKS_UNDER_WAY
+    needed = min(source.count, SCORE_BLOCK) * (source.bytes_a_pair() + 4) * BLOCKS_UNDER_WAY
+    if source.keys == "ids":
+        needed += 2 * KEY_BYTES
     if needed > budget:
         raise MemoryBudgetError(
             f"blocks of pairs need {needed} bytes beside the tables, but --memory leaves {budget}: "
-            "allow more"
+            f"allow {needed - budget} more"
         )
 
 
@@ -587,7 +602,8 @@ def matrix(
     if bins is not None and not histogram:
         raise ArgumentError(f"bins is {bins} but goes with histogram alone")
     _expect_hdf5(output)
-    check_output(Path(output), overwrite=overwrite)
+    inputs = [Path(path) for path in (table, against) if path is not None]
+    check_output(Path(output), overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
     left, right, budget = _load_tables(table, against, memory)
     both = right or left

@@ -400,7 +400,7 @@ def test_a_first_line_of_two_known_ids_is_a_pair(tmp_path):
     write_csv(tmp_path / "l.csv", [("007", "NA", "good"), ("null", "NA", "bad")])
     labels = everything(tmp_path / "l.csv", ids=pa.array(ids), count=5, want_labels=True)[2]
     assert labels.tolist() == [1, 0]
-    for header in (("i", "j"), ("x", "NA"), ("NA", "null", "kind")):
+    for header in (("i", "j"), ("x", "NA"), ("NA", "null", "score")):
         write_csv(tmp_path / "h.csv", [header, ("007", "NA", "1")[: len(header)]])
         assert all_rows(pairs_of(tmp_path / "h.csv", ids)) == [(0, 1)]
 
