@@ -167,6 +167,24 @@ _threads = click.option(
 _memory = click.option(
     "--memory", metavar="SIZE", help="Memory to use, such as 2GiB.  [default: 80 % of what is free]"
 )
+
+
+def _import_own_head(
+    _context: click.Context, _parameter: click.Parameter, name: str | None
+) -> None:
+    if name is not None:
+        from fastpair.heads import import_head
+
+        import_head(name)
+
+
+_own_head = click.option(
+    "--head",
+    metavar="MODULE:CLASS",
+    callback=_import_own_head,
+    expose_value=False,
+    help="Your own head that the model was trained with; its module is imported.",
+)
 _dataset = click.option(
     "--dataset", metavar="NAME", help="Name of the embeddings inside an HDF5 or npz file."
 )
@@ -190,7 +208,7 @@ _label_column = click.option("--label", "label_column", metavar="COLUMN", help="
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="fastpair", prog_name="fastpair")
 def commands() -> None:
-    r"""Learn how similar two things are from good and bad pairs, then score pairs by the million.
+    """Learn how similar two things are from good and bad pairs, then score pairs by the million.
 
     \b
     A first look:          fastpair demo
@@ -199,10 +217,11 @@ def commands() -> None:
     Fold the embeddings:   fastpair project model.h5 embeddings.h5 -o table.h5
     Score a pair file:     fastpair score table.h5 candidates.parquet -o scores.parquet
     Best 10 of everyone:   fastpair matrix table.h5 --top-k 10 -o best.h5
+    Features for others:   fastpair features model.h5 embeddings.h5 pairs.csv -o features.h5
 
     Embeddings and pairs are read from CSV, TSV, Parquet, npy, npz and HDF5. Wherever a model is
     asked for, cosine, dot, euclidean or manhattan may stand instead.
-    """
+    """  # noqa: D301
 
 
 # --- the commands ---------------------------------------------------------------------------------
@@ -249,19 +268,56 @@ def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
 @click.argument("pairs", type=_path)
 @_output
 @click.option("--valid", type=_path, metavar="PAIRS", help="Validation pairs; else some are kept.")
-@click.option(
-    "--head", help="Heads joined by +, such as cosine+absdiff.  [default: the best known]"
-)
-@click.option("--dim", type=click.IntRange(1), help="Columns of the projection.  [default: all]")
-@click.option("--loss", help="Losses joined by +: cross-entropy, ranking.  [default: both]")
 @click.option("--graded", is_flag=True, help="Learn the grade itself, not good or bad.")
 @_good
+@click.option("--arms", metavar="A,B,D", help="Which of the arms to try.  [default: all]")
+@click.option(
+    "--head", help="Heads joined by +, such as cosine+absdiff, or module:Class.  [default: arms]"
+)
+@click.option("--tower", help="What each embedding goes through: identity, linear or mlp.")
+@click.option("--start", help="Where a linear tower starts: identity, pca or random.")
+@click.option("--dim", type=click.IntRange(1), help="Columns of the towers.  [default: all]")
+@click.option("--preparation", help="none, centre or half-whitening.")
+@click.option(
+    "--density/--no-density", default=None, help="Use how close an entity's nearest others are."
+)
+@click.option(
+    "--loss",
+    help="cross-entropy, ranking, contrastive, triplet, squared or correlation, joined by +, each "
+    "with a number after a colon if wanted; or sampled: good pairs alone, bad ones are sampled.",
+)
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Of the input.")
+@click.option("--pull", type=click.FloatRange(0), help="Of projections back to their start.")
+@click.option("--balance", is_flag=True, help="Good and bad pairs count the same in all.")
+@click.option(
+    "--reflexive",
+    type=click.FloatRange(0),
+    metavar="WEIGHT",
+    help="Penalty where others score higher than oneself.",
+)
+@click.option(
+    "--consistency",
+    type=click.FloatRange(0),
+    metavar="WEIGHT",
+    help="Of the two orders of the head concat.  [default: 1]",
+)
+@click.option("--weight", "weight_column", metavar="COLUMN", help="How much each pair counts.")
+@click.option(
+    "--asymmetric", is_flag=True, help="Another tower for left than for right: no longer symmetric."
+)
+@click.option("--calibrate", help="platt, isotonic or temperature.  [default: platt]")
+@click.option(
+    "--threshold-by", help="f1, f0.5, accuracy, precision=0.9 or recall=0.9.  [default: f1]"
+)
+@click.option("--prior", type=float, metavar="SHARE", help="Of good pairs among those to score.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the pairs.")
-@click.option("--batch", type=click.IntRange(2), help="Pairs in a step.")
+@click.option("--batch", type=click.IntRange(2), help="Pairs in a step.  [default: 256]")
 @click.option(
     "--learning-rate", type=click.FloatRange(0, min_open=True), help="Height of the rate."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all chance.")
+@click.option("--resume", is_flag=True, help="Go on where an interrupted training stopped.")
+@click.option("--log", type=_path, metavar="FILE", help="One line of JSON an epoch.")
 @_dataset
 @_pair_columns
 @_keys
@@ -272,17 +328,26 @@ def train(as_json: bool, output: Path, **options: Any) -> None:
     """Learn a similarity from labelled PAIRS of EMBEDDINGS, which stay as they are.
 
     Labels are 0 and 1 (or bad and good, no and yes, false and true); graded labels need --good X
-    or --graded.
+    or --graded. A few arms, each one set of options, learn from the same pairs, and the one that
+    ranks validation pairs best is kept. Options replace those of every arm.
     """
     from fastpair import jobs
 
+    if options["asymmetric"]:
+        _say("--asymmetric: the score of (a, b) will NOT be that of (b, a)")
     with Meter("epochs") as meter:
 
         def on_epoch(entry: Summary) -> None:
-            meter.expect(entry["epochs"])
+            meter.expect(meter.done + 1 + entry["epochs_left"])
             meter(1)
 
-        summary = jobs.train(output=output, on_epoch=on_epoch, **options)
+        def on_estimate(seconds: float) -> None:
+            if seconds >= 2:
+                _say(f"learning will take about {seconds:.0f} s")
+
+        summary = jobs.train(output=output, on_estimate=on_estimate, on_epoch=on_epoch, **options)
+    if not as_json and summary["arms"]:
+        _show_arms(summary["arms"])
     _finish(
         summary,
         as_json,
@@ -291,20 +356,63 @@ def train(as_json: bool, output: Path, **options: Any) -> None:
     )
 
 
+def _show_arms(arms: list[Summary]) -> None:
+    """Print what each arm reached on the validation pairs as a table on standard error."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    metric = "spearman" if "spearman" in arms[0] else "average_precision"
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("", f"{metric.replace('_', ' ')}, validation", "best epoch", "seconds", ""):
+        table.add_column(title, justify="left" if not title else "right")
+    for arm in arms:
+        epoch = f"{arm['epoch']} of {arm['epochs']}" if "epoch" in arm else ""
+        seconds = f"{arm['seconds']:.1f}" if "seconds" in arm else ""
+        kept = "kept" if arm["kept"] else ""
+        table.add_row(arm["arm"], f"{arm[metric]:.4f}", epoch, seconds, kept)
+    Console(stderr=True, width=None if sys.stderr.isatty() else 100).print(table)
+
+
 @commands.command(epilog=BUILTIN_HELP)
 @click.argument("model")
 @click.argument("embeddings", type=_path)
 @click.argument("pairs", type=_path)
 @_good
 @click.option("--graded", is_flag=True, help="Labels are grades.")
+@click.option(
+    "--train",
+    type=_path,
+    metavar="PAIRS",
+    help="Pairs that MODEL learned from: entities that are in them are told apart from new ones.",
+)
+@click.option(
+    "--by", multiple=True, metavar="COLUMN", help="Measure each value of this column apart."
+)
+@click.option(
+    "--bootstrap",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Draws for the intervals; 0: no intervals.",
+)
+@click.option(
+    "--properties", is_flag=True, help="Measure symmetry, reflexivity and transitivity too."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all chance.")
 @_dataset
 @_pair_columns
 @_keys
 @_label_column
 @_threads
+@_own_head
 @_json
 def evaluate(as_json: bool, **options: Any) -> None:
-    """Measure a model on labelled PAIRS, through the same kernels that score; beside raw cosine."""
+    """Measure a model on labelled PAIRS, through the same kernels that score.
+
+    Beside it stand the raw cosine and an unlabelled PCA. Numbers in brackets hold 95 % of the draws
+    of a bootstrap over entities.
+    """
     from fastpair import jobs
 
     summary = jobs.evaluate(**options)
@@ -312,10 +420,113 @@ def evaluate(as_json: bool, **options: Any) -> None:
         _finish(summary, True)
         return
     _say(*summary["notes"])
-    for line in _metric_lines(summary, f"{summary['n_pairs']} pairs"):
+    for line in _evaluation_lines(summary):
         click.echo(line)
-    for line in _metric_lines(summary["raw_cosine"], "raw cosine"):
-        click.echo(line)
+
+
+METRICS = {
+    "auc": "AUC",
+    "average_precision": "average precision",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+    "eer": "equal error rate",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "ece": "calibration error",
+}
+"""Metrics in the order in which they are printed, and what they are called."""
+
+SIMILARITIES = {"raw_cosine": "raw cosine", "unlabelled_pca": "unlabelled PCA"}
+
+
+def _evaluation_lines(summary: Summary) -> list[str]:
+    """Put what `jobs.evaluate` found into words and tables."""
+    good = "" if summary["n_good"] is None else f", {summary['n_good']} of them good"
+    others = [summary[name] for name in SIMILARITIES]
+    rows = [["", "model", *SIMILARITIES.values()]]
+    graded = summary["auc"] is None or "spearman" in summary.get("intervals", {})
+    for key, name in METRICS.items():
+        if summary.get(key) is None or (key in ("spearman", "pearson") and not graded):
+            continue
+        if key in ("f1", "precision", "recall"):
+            name += f" at {summary['threshold']:.4g}"
+        rows.append([name, *(_shown(metrics, key) for metrics in (summary, *others))])
+    found = summary["recall_at"]
+    for k in found.get("model", {}):
+        cells = [_number(found[name][k]) for name in ("model", *SIMILARITIES)]
+        rows.append([f"recall in the best {k}", *cells])
+    lines = [f"{summary['n_pairs']} pairs{good}", *_aligned(rows)]
+    for name, words in SIMILARITIES.items():
+        gain = summary[name].get("gain", {})
+        for key in ("average_precision", "spearman"):
+            if key in gain:
+                shown = _number(gain[key], "+")
+                lines.append(f"gain in {METRICS[key]} over the {words}: {shown}")
+    if "entities" in summary:
+        lines += ["", *_group_lines(summary["entities"], "entities in training")]
+    for column, groups in summary["by"].items():
+        lines += ["", *_group_lines(groups, column)]
+    if "properties" in summary:
+        lines += ["", *_property_lines(summary["properties"])]
+    return lines
+
+
+def _shown(metrics: Summary, key: str) -> str:
+    if metrics.get(key) is None:
+        return ""
+    return _number({"value": metrics[key], "interval": metrics.get("intervals", {}).get(key)})
+
+
+def _number(measured: Summary, sign: str = "") -> str:
+    low_high = measured.get("interval")
+    bounds = "" if low_high is None else " [{:{s}.4f}, {:{s}.4f}]".format(*low_high, s=sign)
+    return f"{measured['value']:{sign}.4f}{bounds}"
+
+
+def _group_lines(groups: Summary, name: str) -> list[str]:
+    keys = ["auc", "average_precision"]
+    if all(metrics.get("auc") is None for metrics in groups.values()):
+        keys = ["spearman"]
+    rows = [[name, "pairs", "good", *(METRICS[key] for key in keys), "raw cosine", ""]]
+    for value, metrics in groups.items():
+        cosine = metrics.get("raw_cosine", {})
+        counts = [str(metrics["n_pairs"]), str(metrics["n_good"] or 0)]
+        against = f"against {metrics['against']}" if "against" in metrics else ""
+        cells = [_shown(metrics, key) for key in keys]
+        rows.append([value, *counts, *cells, _shown(cosine, keys[-1]), against])
+    return _aligned(rows)
+
+
+def _property_lines(found: Summary) -> list[str]:
+    lines = []
+    for backend, counts in (found["symmetry"] or {}).items():
+        state = f"{counts['different']} differ" if counts["different"] else "holds to the bit"
+        lines.append(f"symmetry ({backend}): {state} in {counts['pairs']} sampled pairs")
+    if found["symmetry"] is None:
+        lines.append("symmetry: none, the model is asymmetric")
+    reflexive = found["reflexivity"]
+    lines.append(
+        f"reflexivity: {reflexive['beaten']:.2%} of {reflexive['entities']} sampled entities have "
+        "another one that scores higher than they do with themselves"
+    )
+    for kind, what in (("transitivity", "transitivity"), ("triangle", "triangle inequality")):
+        for name, triples in (found[kind] or {}).items():
+            if triples["triples"]:
+                lines.append(
+                    f"{what}: violated by {triples['violated']:.2%} of {triples['triples']} "
+                    f"{name} triples"
+                )
+    return lines
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Lay cells out in columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    return [line.rstrip() for line in lines]
 
 
 def _metric_lines(metrics: Summary, name: str) -> list[str]:
@@ -338,10 +549,18 @@ def _metric_lines(metrics: Summary, name: str) -> list[str]:
     show_default=True,
     help="How the columns of the table are stored.",
 )
+@click.option(
+    "--side",
+    type=click.Choice(["both", "left", "right"]),
+    default="both",
+    show_default=True,
+    help="Whose entities these are; asymmetric models need left or right.",
+)
 @_dataset
 @_threads
 @_memory
 @_overwrite
+@_own_head
 @_json
 def project(as_json: bool, output: Path, **options: Any) -> None:
     """Fold EMBEDDINGS through MODEL into a table, the form in which they are scored."""
@@ -357,13 +576,62 @@ def project(as_json: bool, output: Path, **options: Any) -> None:
     )
 
 
+@commands.command(epilog=BUILTIN_HELP)
+@click.argument("model")
+@click.argument("embeddings", type=_path)
+@click.argument("pairs", type=_path)
+@_output
+@click.option(
+    "--kinds",
+    metavar="KINDS",
+    help="Some of product,absdiff,sqdiff,sum,raw.  [default: all]",
+)
+@_dataset
+@_pair_columns
+@_keys
+@_label_column
+@_threads
+@_overwrite
+@_own_head
+@_json
+def features(as_json: bool, output: Path, kinds: str | None, **options: Any) -> None:
+    """Write symmetric features of PAIRS, as input for any other prediction model.
+
+    Of each branch of MODEL: product, absolute and squared difference and sum of the two tower
+    outputs, column by column, and its raw score. The output is Parquet (.parquet), a column each,
+    with the keys and labels of PAIRS, or HDF5 (.h5, .hdf5).
+    """
+    from fastpair import jobs
+
+    named = None if kinds is None else [kind.strip() for kind in kinds.split(",")]
+    with Meter("pairs") as meter:
+        summary = jobs.features(
+            output=output, kinds=named, progress=meter, expect=meter.expect, **options
+        )
+    _finish(
+        summary,
+        as_json,
+        f"{summary['features']} features of {summary['pairs']} pairs in "
+        f"{summary['seconds']:.1f} s -> {output}",
+    )
+
+
 @commands.command()
 @click.argument("table", type=_path)
 @click.argument("pairs", type=_path)
 @_output
 @click.option("--against", type=_path, metavar="TABLE", help="Table of the right entities.")
 @click.option(
-    "--min-score", type=float, metavar="X", help="Write only pairs that score at least X."
+    "--probability", is_flag=True, help="Write probabilities of being good in place of scores."
+)
+@click.option(
+    "--decision", is_flag=True, help="Write 1 or 0: whether the model's threshold is reached."
+)
+@click.option(
+    "--min-score",
+    type=float,
+    metavar="X",
+    help="Write only pairs of at least X, in the unit that is written.",
 )
 @_pair_columns
 @_keys

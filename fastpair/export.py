@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -18,9 +19,10 @@ from fastpair.columns import pair_candidates, parse_labels
 from fastpair.errors import ArgumentError
 from fastpair.files import write_embeddings, write_pairs
 from fastpair.formats import Arrays, Columns, TextColumns, is_number, open_format
+from fastpair.hdf5 import Output, allocate, write_text
 from fastpair.ids import all_integers, longest, text_array
 from fastpair.ingest import open_embeddings
-from fastpair.pairs import RawPairs, Side, is_key, open_raw_pairs, regroup_batches
+from fastpair.pairs import PairBlock, RawPairs, Side, is_key, open_raw_pairs, regroup_batches
 from fastpair.staging import WRITING, Staging, check_output, writing
 
 EXPORTED_PAIRS = 1 << 17
@@ -163,6 +165,102 @@ def _write_parquet(staging: Staging, blocks: Iterable[ScoredBlock], header: list
         with writing(staging.path):
             stack.close()
     return count
+
+
+# --- features of pairs --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FeatureBlock:
+    """Some consecutive pairs with their features.
+
+    Parameters
+    ----------
+    pairs : the pairs.
+    features : (b, F) float32.
+    """
+
+    pairs: PairBlock
+    features: np.ndarray
+
+
+def write_features(
+    path: str | Path,
+    blocks: Iterable[FeatureBlock],
+    count: int,
+    names: Sequence[str],
+    *,
+    keys: tuple[str, str] = ("left", "right"),
+    label: bool = False,
+    attributes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write features of pairs as Parquet, a column each, or as HDF5.
+
+    HDF5 holds `features` (M, F) float32, their `names`, `left` and `right` int64 (rows of the
+    embeddings) and perhaps `label`; Parquet the keys as they came, perhaps `label`, the features.
+
+    Parameters
+    ----------
+    path : the file to make; ".parquet" means Parquet.
+    blocks : all pairs in order; each becomes a row group.
+    count : M, the number of pairs.
+    names : of the features.
+    keys : names of the key columns in Parquet, default ("left", "right").
+    label : whether pairs carry labels, default False.
+    attributes : attributes of an HDF5 file.
+    overwrite : whether an existing file may be replaced, default False.
+    """
+    if export_format(path) == ".parquet":
+        header = [*keys, *(["label"] if label else []), *names]
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise ArgumentError(
+                f"two columns would be called {twice[0]!r}: rename that of the pair file, or "
+                "write HDF5"
+            )
+        with Staging(path, overwrite=overwrite, suffix=WRITING) as staging:
+            _write_feature_groups(staging, blocks, header, label)
+        return
+
+    def lay_out(file: Any) -> None:
+        allocate(file, "features", (count, len(names)), "<f4")
+        for name in ("left", "right"):
+            allocate(file, name, (count,), "<i8")
+        if label:
+            allocate(file, "label", (count,), "<f8")
+        write_text(file, "names", pa.array(names, pa.string()))
+
+    with Output(path, "features", attributes or {}, overwrite=overwrite, lay_out=lay_out) as output:
+        for block in blocks:
+            pairs = block.pairs
+            part = slice(pairs.start, pairs.start + len(pairs.left))
+            columns = {"features": block.features, "left": pairs.left, "right": pairs.right}
+            if pairs.label is not None:
+                columns["label"] = pairs.label
+            with writing(output.path):
+                for name, values in columns.items():
+                    output.file[name][part] = values
+
+
+def _write_feature_groups(
+    staging: Staging, blocks: Iterable[FeatureBlock], header: list[str], label: bool
+) -> None:
+    with ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for block in blocks:
+            columns = [block.pairs.left_keys, block.pairs.right_keys]
+            columns += [pa.array(block.pairs.label)] if label else []
+            columns += [pa.array(column) for column in np.ascontiguousarray(block.features.T)]
+            batch = pa.RecordBatch.from_arrays(columns, header)
+            with writing(staging.path):
+                if writer is None:
+                    writer = stack.enter_context(
+                        pq.ParquetWriter(staging.partial, batch.schema, use_dictionary=False)
+                    )
+                writer.write_batch(batch, row_group_size=len(batch))
+        with writing(staging.path):
+            stack.close()
 
 
 # --- any accepted file into HDF5 ----------------------------------------------------------------

@@ -34,11 +34,11 @@ from fastpair.hdf5 import (
     write_text,
 )
 from fastpair.ids import check_ids, fixed_length, text_parts
-from fastpair.kernels import SEGMENTS, Plan, RowLayout
+from fastpair.kernels import SEGMENTS, Network, Plan, RowLayout
 from fastpair.staging import PARTIAL, WRITING, read_at, write_at, writing
 
 if TYPE_CHECKING:
-    from fastpair.model import Model
+    from fastpair.model import Isotonic, Model
 
 CHECKED_BYTES = 1 << 22
 """Bytes, about: what one checksum of a table stands for."""
@@ -161,6 +161,7 @@ class Table:
     side : "both", "left" or "right".
     unit : what scores are in: "log-odds", "grade" or "similarity".
     threshold : score from which a pair is good, or None.
+    calibration : the model's curve from scores to probabilities, or None.
     digest : SHA-256 (hex) over rows, plan and ids: equal only for equal tables.
     """
 
@@ -173,10 +174,11 @@ class Table:
     unit: str
     threshold: float | None
     digest: str
+    calibration: Isotonic | None = None
 
 
 def plan_to_json(plan: Plan) -> str:
-    """A plan as text that reads back to the same plan."""
+    """A plan as text that reads back to the same plan, the arrays of a network left out."""
     layout = plan.layout
     return json.dumps(
         {
@@ -188,13 +190,14 @@ def plan_to_json(plan: Plan) -> str:
             "slope": float(plan.slope),
             "offset": float(plan.offset),
             "segment_scales": [float(scale) for scale in plan.segment_scales],
+            **({} if plan.network is None else {"network": plan.network.form}),
         },
         allow_nan=False,
     )
 
 
-def plan_from_json(text: str) -> Plan:
-    """The plan that `plan_to_json` wrote."""
+def plan_from_json(text: str, arrays: dict[str, np.ndarray] | None = None) -> Plan:
+    """The plan that `plan_to_json` wrote, with the arrays of its network."""
     parts = json.loads(text)
     columns = tuple((int(positive), int(negative)) for positive, negative in parts["columns"])
     if len(columns) != len(SEGMENTS):
@@ -206,6 +209,7 @@ def plan_from_json(text: str) -> Plan:
         slope=parts["slope"],
         offset=parts["offset"],
         segment_scales=tuple(parts["segment_scales"]),
+        network=Network.from_arrays(parts["network"], arrays or {}) if "network" in parts else None,
     )
 
 
@@ -218,7 +222,7 @@ class TableWriter(Output):
     count : N, the number of rows.
     plan : what is not per entity; its layout is that of the rows.
     ids : text, (N,), or None.
-    fingerprint, model_name, side, unit, threshold : see `Table`.
+    fingerprint, model_name, side, unit, threshold, calibration : see `Table`.
     overwrite : whether an existing file may be replaced, default False.
     """
 
@@ -234,6 +238,7 @@ class TableWriter(Output):
         side: str = "both",
         unit: str,
         threshold: float | None = None,
+        calibration: Isotonic | None = None,
         overwrite: bool = False,
     ) -> None:
         self.count, self.dtype, self.written = count, plan.layout.dtype, 0
@@ -247,6 +252,11 @@ class TableWriter(Output):
             file.create_dataset("block_checksum", (blocks,), "u8")
             if ids is not None:
                 write_text(file, "ids", ids)
+            for name, array in sorted(plan.network.arrays.items() if plan.network else ()):
+                file.create_dataset(f"network/{name}", data=array)
+            if calibration is not None:
+                curve = np.stack([calibration.scores, calibration.probabilities])
+                file.create_dataset("calibration", data=curve)
 
         attributes = {
             "plan": plan_to_json(plan),
@@ -325,7 +335,10 @@ def read_table(path: str | Path, *, random_access: bool = True) -> Table:
     path = Path(path)
     with open_hdf5(path) as file:
         expect_kind(file, path, "table")
-        plan = plan_from_json(file.attrs["plan"])
+        network = {name: part[()] for name, part in file.get("network", {}).items()}
+        plan = plan_from_json(file.attrs["plan"], network)
+        if plan.network is not None and plan.network.columns > sum(plan.layout.columns[0]):
+            raise ValueError("its network sees more columns than its rows have")
         dataset = file["rows"]
         if dataset.dtype != plan.layout.dtype or dataset.ndim != 1:
             raise ValueError("the type of its rows is not that of its plan")
@@ -341,10 +354,21 @@ def read_table(path: str | Path, *, random_access: bool = True) -> Table:
             unit=str(file.attrs["unit"]),
             threshold=None if threshold is None else float(threshold),
             digest=_table_digest(file),
+            calibration=_read_calibration(file),
         )
         if table.ids is not None and len(table.ids) != len(rows):
             raise ValueError(f"{len(table.ids)} ids for {len(rows)} rows")
     return table
+
+
+def _read_calibration(file: h5py.File) -> Isotonic | None:
+    from fastpair.model import Isotonic
+
+    if "calibration" not in file:
+        return None
+    calibration = Isotonic(*file["calibration"][:])
+    calibration.check()
+    return calibration
 
 
 def _table_digest(file: h5py.File) -> str:

@@ -11,21 +11,13 @@ from fastpair.errors import ArgumentError, DataError
 from fastpair.heads import Folded
 from fastpair.kernels import LANES, PRECISIONS, SEGMENTS, Plan, RowLayout, aligned_empty
 from fastpair.kernels.reference import widen
-from fastpair.model import Model
+from fastpair.model import FOLDED_TOGETHER, Model
 
 LARGEST_TERM = 1e37
 """What the terms of a segment may sum to: far enough below the end of float32 for all segments."""
 
 MOST_INT8_COLUMNS = 32_768
 """Columns of one run of an int8 row: more could overflow its 32-bit sums."""
-
-
-FOLDED_TOGETHER = 1024
-"""Rows of a matrix product, the last one filled up with zeros.
-
-BLAS adds in an order that depends on the shape of a product and on its threads. Products of one
-shape, each in one thread, make a row the same to the bit whatever block it came in.
-"""
 
 
 class Folder:
@@ -36,11 +28,13 @@ class Folder:
     model : the model to fold.
     columns : number of columns of the embeddings.
     precision : "float32", "float16", "bfloat16" or "int8".
+    side : "both"; "left" or "right" in asymmetric models.
     threads : number of threads; default one for each processor.
 
     Raises
     ------
-    ArgumentError : an unknown precision, or a model for another number of columns.
+    ArgumentError : an unknown precision, a model for another number of columns, a side that the
+        model does not have.
     """
 
     def __init__(
@@ -49,21 +43,28 @@ class Folder:
         columns: int,
         precision: str = "float32",
         *,
+        side: str = "both",
         threads: int | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ArgumentError(f"precision is {precision!r}, expected one of {known}")
         model.check_embeddings(columns)
-        self.model = model
+        if model.network is not None and precision != "float32":
+            raise ArgumentError(
+                f"precision is {precision} but the head {model.heads[0]} is a network, whose table "
+                "is float32"
+            )
+        self.model, self.side = model, side
         self.threads = thread_count(threads)
-        shape = _gather(model.fold(np.zeros((1, columns))))
+        probe = model.fold(np.zeros((1, columns)), side)
+        shape = _gather(probe)
         self._signs = {name: signs for name, (_, signs) in shape.items()}
         counts = tuple(
             (int((signs > 0).sum()), int((signs < 0).sum()))
             for signs in (self._signs.get(name, np.empty(0)) for name in SEGMENTS)
         )
-        has_bias = model.fold(np.zeros((1, columns))).bias is not None
+        has_bias = probe.bias is not None
         if precision == "int8" and max(max(pair) for pair in counts) > MOST_INT8_COLUMNS:
             raise ArgumentError(
                 f"precision int8 takes at most {MOST_INT8_COLUMNS} columns of one sign, "
@@ -75,6 +76,7 @@ class Folder:
             link=model.link,
             slope=model.slope,
             offset=model.offset,
+            network=model.network,
         )
         self._peaks = np.zeros(len(SEGMENTS))
         self._stored_norm: dict[str, float] = {}
@@ -125,7 +127,7 @@ class Folder:
             stop = min(start + FOLDED_TOGETHER, len(embeddings))
             piece = np.zeros((FOLDED_TOGETHER, embeddings.shape[1]))
             piece[: stop - start] = embeddings[start:stop]
-            return start, stop, self.model.fold(piece)
+            return start, stop, self.model.fold(piece, self.side)
 
         bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
         if len(bad):
@@ -211,6 +213,8 @@ class Folder:
         |d| |d'|, a squared difference (of e - e') by (|d| + |d'|) (2 |e - e'| + |d| + |d'|), and
         maxima and absolute differences by the sum of both rows' errors.
         """
+        if self.plan.network is not None:
+            return self._network_error_bound()
         bound = 0.0
         for name, error in self._error_norm.items():
             size = self._stored_norm[name]
@@ -221,6 +225,20 @@ class Folder:
             else:
                 bound += 2 * error
         return bound
+
+    def _network_error_bound(self) -> float:
+        """Follow the stored rows' errors through the layers, by the norms of their matrices."""
+        network = self.plan.network
+        assert network is not None
+        error, size = self._error_norm.get("product", 0.0), self._stored_norm.get("product", 0.0)
+        moved = 2**0.5 * error
+        if network.form == "features":
+            moved = ((2 * error * size + error * error) ** 2 + 2 * (2 * error) ** 2) ** 0.5
+        direct = 0.0 if network.direct is None else float(np.linalg.norm(network.direct))
+        bound = moved * direct
+        for matrix, _ in network.layers:
+            moved *= float(np.linalg.norm(matrix, 2))
+        return bound + moved * float(np.linalg.norm(network.output))
 
 
 def _gather(folded: Folded) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -243,6 +261,7 @@ def fold(
     embeddings: np.ndarray,
     precision: str = "float32",
     *,
+    side: str = "both",
     threads: int | None = None,
 ) -> tuple[np.ndarray, Plan]:
     """Fold embeddings that are in memory.
@@ -252,6 +271,7 @@ def fold(
     model : a trained model or ``model.builtin(name)``.
     embeddings : (N, n) finite numbers.
     precision : "float32", "float16", "bfloat16" or "int8".
+    side : "both"; "left" or "right" in asymmetric models.
     threads : number of threads; default one for each processor.
 
     Returns
@@ -262,7 +282,7 @@ def fold(
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2:
         raise ArgumentError(f"embeddings have shape {embeddings.shape}, expected (rows, columns)")
-    folder = Folder(model, embeddings.shape[1], precision, threads=threads)
+    folder = Folder(model, embeddings.shape[1], precision, side=side, threads=threads)
     if folder.needs_survey:
         folder.survey(embeddings)
     rows = aligned_empty((len(embeddings), folder.plan.layout.row_bytes), np.uint8)

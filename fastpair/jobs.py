@@ -7,9 +7,11 @@ and ``expect`` with how many there are.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,15 @@ import numpy as np
 
 from fastpair.backend import LEAST_MEMORY, memory_budget
 from fastpair.errors import ArgumentError, DataError, MemoryBudgetError, MismatchError
-from fastpair.evaluation import evaluate_scores, raw_cosine
+from fastpair.export import FeatureBlock, export_format, write_features, write_scored_pairs
 from fastpair.export import convert as convert_file
-from fastpair.export import export_format, write_scored_pairs
 from fastpair.files import Table, TableWriter, describe, read_model, read_table, write_model
-from fastpair.folding import Folder, fold
+from fastpair.folding import Folder
 from fastpair.formats import Arrays, open_format
 from fastpair.hdf5 import Hdf5Arrays
 from fastpair.ingest import EmbeddingSource, open_embeddings
 from fastpair.model import BUILTINS, Model, builtin
-from fastpair.pairs import KEY_BYTES, PairBlock, PairSource, open_pairs
+from fastpair.pairs import KEY_BYTES, PairBlock, PairSource, open_pairs, open_raw_pairs
 from fastpair.results import (
     SCORE_BLOCK,
     DenseWriter,
@@ -38,7 +39,7 @@ from fastpair.results import (
     write_histogram,
 )
 from fastpair.scoring import PairScorer, meet
-from fastpair.staging import check_output
+from fastpair.staging import check_output, writing
 
 Summary = dict[str, Any]
 Count = Callable[[int], None]
@@ -46,6 +47,8 @@ Count = Callable[[int], None]
 FOLDED_AT_ONCE = 1 << 22
 """Numbers of embeddings that are folded together: 32 MiB in float64."""
 
+FEATURES_AT_ONCE = 1 << 24
+"""Features that are computed and written together: 64 MiB."""
 EXPORTED_AT_ONCE = SCORE_BLOCK // 8
 """Pairs whose keys are held while scores are written as CSV or Parquet."""
 
@@ -115,9 +118,13 @@ def train(
     left_column: str | None = None,
     right_column: str | None = None,
     label_column: str | None = None,
+    weight_column: str | None = None,
     keys: str = "auto",
     dataset: str | None = None,
+    resume: bool = False,
+    log: Path | None = None,
     overwrite: bool = False,
+    on_estimate: Callable[[float], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     **settings: Any,
 ) -> Summary:
@@ -128,44 +135,62 @@ def train(
     embeddings, pairs, valid : files of any accepted format.
     good : a label of at least this is a good pair.
     graded : labels are grades and the grade itself is learned.
-    settings : head, dim, loss, epochs, batch, learning_rate and seed of `training.train`; those
-        that are None keep their defaults.
+    weight_column : column of `pairs` that says how much each of them counts.
+    resume : go on from where an interrupted training of the same output stopped.
+    log : file for one line of JSON an epoch.
+    on_estimate : called with about how many seconds learning will take.
+    on_epoch : called with each epoch's entry of the history.
+    settings : the other settings of `training.train`; those that are None keep their defaults.
 
     Raises
     ------
     FastpairError : files or labels cannot be learned from; nothing is written.
     """
+    from fastpair.checkpoints import FileCheckpoint
     from fastpair.training import train as fit
 
     if graded and good is not None:
         raise ArgumentError("--good makes labels good or bad, --graded learns grades: choose one")
     inputs = [Path(path) for path in (embeddings, pairs, valid) if path is not None]
     check_output(Path(output), overwrite=overwrite, inputs=inputs)
+    if log is not None:
+        check_output(log, overwrite=overwrite or resume, inputs=inputs)
     begun = time.perf_counter()
     source = open_embeddings(embeddings, dataset=dataset)
-    columns = {
+    columns: Summary = {
         "left_column": left_column,
         "right_column": right_column,
         "label_column": label_column,
         "keys": keys,
+        "signed_labels": good is None and not graded,
     }
-    signed = good is None and not graded
-    left, right, labels, assumed = labelled_pairs(pairs, source, signed, **columns)
+    sampled = settings.get("loss") == "sampled"
+    given = _pairs_to_learn(pairs, source, weight_column, sampled, columns)
+    left, right, labels, weights, assumed = given
     held = None
     if valid is not None:
-        held_left, held_right, held_labels, _ = labelled_pairs(valid, source, signed, **columns)
+        held_left, held_right, held_labels, *_ = _pairs_to_learn(
+            valid, source, None, sampled, columns
+        )
         held = (held_left, held_right, truth(held_labels, good, graded, valid))
-    result = fit(
-        source.read(),
-        left,
-        right,
-        truth(labels, good, graded, pairs),
-        valid=held,
-        graded=graded,
-        on_epoch=on_epoch,
-        **{name: value for name, value in settings.items() if value is not None},
-    )
+    checkpoint = FileCheckpoint(Path(output), resume=resume)
+    with contextlib.ExitStack() as stack:
+        result = fit(
+            source.read(),
+            left,
+            right,
+            truth(labels, good, graded, pairs),
+            valid=held,
+            weights=weights,
+            graded=graded,
+            on_estimate=on_estimate,
+            on_epoch=_logging(log, resume, stack, on_epoch),
+            checkpoint=checkpoint,
+            **{name: value for name, value in settings.items() if value is not None},
+        )
     write_model(output, result.model, overwrite=overwrite)
+    checkpoint.remove()
+    kept: Summary = next((arm for arm in result.arms if arm["kept"]), {})
     return {
         "output": str(output),
         "fingerprint": result.model.fingerprint(),
@@ -173,34 +198,87 @@ def train(
         "seconds": time.perf_counter() - begun,
         "unit": result.model.unit,
         "threshold": result.model.threshold,
-        "validation": result.validation,
+        "validation": {k: v for k, v in kept.items() if k in ("average_precision", "spearman")},
+        "arms": result.arms,
         "history": result.history,
         "notes": [note for note in (source.assumed, assumed, *result.notes) if note],
     }
 
 
-def labelled_pairs(
-    path: Path, source: EmbeddingSource, signed_labels: bool, **columns: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """Read left rows, right rows and labels (M,) of a pair file, and what was assumed of it.
+def _logging(
+    log: Path | None,
+    resume: bool,
+    stack: contextlib.ExitStack,
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+) -> Callable[[dict[str, Any]], None]:
+    """Return what writes each epoch into the log, if there is one, and then calls `on_epoch`."""
+    file = None
+    if log is not None:
+        with writing(log):
+            file = stack.enter_context(log.open("a" if resume else "w", encoding="utf-8"))
 
-    With `signed_labels`, labels that are all -1 or 1 become 0 and 1.
+    def report(entry: dict[str, Any]) -> None:
+        if file is not None and log is not None:
+            with writing(log):
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+        if on_epoch is not None:
+            on_epoch(entry)
+
+    return report
+
+
+def _pairs_to_learn(
+    path: Path,
+    source: EmbeddingSource,
+    weight_column: str | None,
+    good_alone: bool,
+    columns: dict[str, Any],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, str]:
+    """Read left rows, right rows, labels and weights (M,) of pairs, and what was assumed of them.
+
+    Block by block, so that only these arrays are ever whole. With `good_alone`, pairs without
+    labels are good.
     """
+    extra = [] if weight_column is None else [weight_column]
+    has_labels = not good_alone or _has_labels(path, columns)
     pairs = open_pairs(
         path,
         ids=source.ids,
         count=source.shape[0],
-        want_labels=True,
-        signed_labels=signed_labels,
+        want_labels=has_labels,
+        extra=extra,
         **columns,
     )
-    blocks = list(pairs.blocks(SCORE_BLOCK))
-    if not pairs.has_labels:
+    if has_labels and not pairs.has_labels:
         raise DataError(f"{path} has no column of labels: name it with --label")
-    labels = np.concatenate([block.label for block in blocks if block.label is not None])
-    left = np.concatenate([block.left for block in blocks])
-    right = np.concatenate([block.right for block in blocks])
-    return left, right, labels, pairs.assumed
+    small = np.int32 if source.shape[0] < 2**31 else np.int64
+    left, right = np.empty(pairs.count, small), np.empty(pairs.count, small)
+    labels = np.ones(pairs.count)
+    weights = np.empty(pairs.count) if extra else None
+    for block in pairs.blocks(SCORE_BLOCK):
+        part = slice(block.start, block.start + len(block.left))
+        left[part], right[part] = block.left, block.right
+        if block.label is not None:
+            labels[part] = block.label
+        if weights is not None:
+            weights[part] = _numbers(block.extra[0], weight_column, path)
+    return left, right, labels, weights, pairs.assumed
+
+
+def _has_labels(path: Path, columns: dict[str, Any]) -> bool:
+    names = (columns["left_column"], columns["right_column"], columns["label_column"])
+    return open_raw_pairs(path, *names).label is not None
+
+
+def _numbers(values: Any, column: str | None, path: Path) -> np.ndarray:
+    """Turn an Arrow column into float64; what is missing becomes NaN."""
+    import pyarrow as pa
+
+    try:
+        return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"the column {column} of {path} holds no numbers: {error}") from error
 
 
 def truth(labels: np.ndarray, good: float | None, graded: bool, path: Path) -> np.ndarray:
@@ -232,6 +310,11 @@ def evaluate(
     *,
     good: float | None = None,
     graded: bool = False,
+    train: Path | None = None,
+    by: Sequence[str] = (),
+    bootstrap: int = 200,
+    properties: bool = False,
+    seed: int = 0,
     left_column: str | None = None,
     right_column: str | None = None,
     label_column: str | None = None,
@@ -241,35 +324,96 @@ def evaluate(
 ) -> Summary:
     """Measure a model on labelled pairs, through the fold and the kernels that also score.
 
+    Parameters
+    ----------
+    good : a label of at least this is a good pair.
+    graded : labels are grades; also where the model scores in grades.
+    train : the pairs that the model was trained on, keys to the same embeddings; pairs with both,
+        one and no entity seen there are then measured apart, under ``entities``.
+    by : columns of the pair file whose values are measured apart, under ``by``.
+    bootstrap : draws for the intervals, 0: none.
+    properties : measure symmetry, reflexivity and transitivity too, under ``properties``.
+    seed : of the bootstrap and of samples.
+
     Returns
     -------
-    summary : auc, average_precision, spearman, n_pairs, n_good and what the threshold gives;
-        the same for the raw cosine under ``raw_cosine``.
+    summary : what `evaluation.measure` gives for the model, for the raw cosine under
+        ``raw_cosine`` and for the unlabelled PCA under ``unlabelled_pca``; ``recall_at``.
     """
+    from fastpair.comparison import breakdown, compare, seen_breakdown
+    from fastpair.properties import measure_properties
+
+    begun = time.perf_counter()
     similarity = load_model(model)
     source = open_embeddings(embeddings, dataset=dataset)
-    left, right, labels, assumed = labelled_pairs(
-        pairs,
-        source,
-        good is None and not graded,
-        left_column=left_column,
-        right_column=right_column,
-        label_column=label_column,
-        keys=keys,
-    )
     similarity.check_embeddings(source.shape[1])
-    vectors = source.read()
-    used, places = np.unique(np.concatenate([left, right]), return_inverse=True)
-    rows, plan = fold(similarity, vectors[used], threads=threads)
-    scores = PairScorer(rows, plan, threads=threads)(places[: len(left)], places[len(left) :])
-    graded = graded or similarity.unit == "grade"
-    options: Summary = {"good": good, "graded": graded}
-    result = evaluate_scores(
-        scores, labels, threshold=similarity.threshold, unit=similarity.unit, **options
+    columns: Summary = {"left_column": left_column, "right_column": right_column, "keys": keys}
+    signed = good is None and not graded
+    left, right, labels, extra, assumed = _labelled_and_more(
+        pairs, source, by, label_column=label_column, signed_labels=signed, **columns
     )
-    result["raw_cosine"] = evaluate_scores(raw_cosine(vectors, left, right), labels, **options)
-    result["notes"] = [note for note in (source.assumed, assumed, *result["notes"]) if note]
-    return result
+    comparison = compare(
+        similarity,
+        source.read(),
+        left,
+        right,
+        labels,
+        good=good,
+        graded=graded or similarity.unit == "grade",
+        draws=bootstrap,
+        seed=seed,
+        threads=threads,
+    )
+    result = comparison.all_pairs()
+    notes = [note for note in (source.assumed, assumed, *result["notes"]) if note]
+    result["recall_at"] = comparison.recall()
+    if train is not None:
+        result["entities"] = seen_breakdown(
+            comparison, _entities_seen(train, source, np.unique([left, right]), columns)
+        )
+    result["by"] = {}
+    for name, values in zip(by, extra, strict=True):
+        result["by"][name], rest = breakdown(comparison, values)
+        if rest:
+            notes.append(f"{name} has {rest} more values, rarer than those shown")
+    if properties:
+        result["properties"] = measure_properties(comparison.similarities["model"], seed=seed)
+    return {**result, "unit": similarity.unit, "notes": notes, "seconds": _since(begun)}
+
+
+def _since(begun: float) -> float:
+    return time.perf_counter() - begun
+
+
+def _labelled_and_more(
+    path: Path, source: EmbeddingSource, names: Sequence[str], **columns: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[list[str]], str]:
+    """Read left, right, labels (M,), further columns as text, and what was assumed of the file."""
+    pairs = open_pairs(
+        path, ids=source.ids, count=source.shape[0], want_labels=True, extra=names, **columns
+    )
+    if not pairs.has_labels:
+        raise DataError(f"{path} has no column of labels: name it with --label")
+    blocks = list(pairs.blocks(SCORE_BLOCK))
+    left = np.concatenate([block.left for block in blocks])
+    right = np.concatenate([block.right for block in blocks])
+    labels = np.concatenate([block.label for block in blocks if block.label is not None])
+    extra = [
+        ["(none)" if v is None else str(v) for block in blocks for v in block.extra[n].to_pylist()]
+        for n in range(len(names))
+    ]
+    return left, right, labels, extra, pairs.assumed
+
+
+def _entities_seen(
+    train: Path, source: EmbeddingSource, used: np.ndarray, columns: dict[str, Any]
+) -> np.ndarray:
+    """Return which of the rows `used` are in a pair of the file, bool."""
+    pairs = open_pairs(train, ids=source.ids, count=source.shape[0], **columns)
+    seen = np.zeros(source.shape[0], bool)
+    for block in pairs.blocks(SCORE_BLOCK):
+        seen[block.left] = seen[block.right] = True
+    return seen[used]
 
 
 # --- folding --------------------------------------------------------------------------------------
@@ -281,6 +425,7 @@ def project(
     output: Path,
     *,
     precision: str = "float32",
+    side: str = "both",
     dataset: str | None = None,
     threads: int | None = None,
     memory: str | int | None = None,
@@ -294,6 +439,7 @@ def project(
     ----------
     model : a model file or the name of a built-in similarity.
     precision : "float32", "float16", "bfloat16" or "int8".
+    side : "left" or "right" in asymmetric models: whose entities the embeddings are.
     threads : default one for each processor.
     memory : bounds the blocks.
     """
@@ -303,7 +449,7 @@ def project(
     begun = time.perf_counter()
     source = open_embeddings(embeddings, dataset=dataset)
     count, columns = source.shape
-    folder = Folder(similarity, columns, precision, threads=threads)
+    folder = Folder(similarity, columns, precision, side=side, threads=threads)
     width = max(columns, folder.plan.layout.row_bytes // 4)
     step = max(1, min(FOLDED_AT_ONCE, memory_budget(memory) // 64) // width)
     if expect is not None:
@@ -319,8 +465,10 @@ def project(
         ids=source.ids,
         fingerprint=similarity.fingerprint(),
         model_name=Path(model).name,
+        side=side,
         unit=similarity.unit,
         threshold=similarity.threshold,
+        calibration=similarity.calibration,
         overwrite=overwrite,
     ) as table:
         for start, block in source.blocks(step):
@@ -338,6 +486,79 @@ def project(
     }
 
 
+# --- features ------------------------------------------------------------------------------------
+
+
+def features(
+    model: str | Path,
+    embeddings: Path,
+    pairs: Path,
+    output: Path,
+    *,
+    kinds: Sequence[str] | None = None,
+    left_column: str | None = None,
+    right_column: str | None = None,
+    label_column: str | None = None,
+    keys: str = "auto",
+    dataset: str | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Count = _ignore,
+    expect: Callable[[int | None], None] | None = None,
+) -> Summary:
+    """Write the symmetric features of pairs, as input for any other prediction model.
+
+    Parameters
+    ----------
+    model : a model file or the name of a built-in similarity.
+    output : ``.parquet``, a column for each feature, or ``.h5`` / ``.hdf5``, one array.
+    kinds : names of `fastpair.features.KINDS`; default: all.
+    """
+    from fastpair.features import KINDS, PairFeatures
+
+    similarity = load_model(model)
+    output = Path(output)
+    if export_format(output) != ".parquet":
+        _expect_hdf5(output)
+    check_output(output, overwrite=overwrite)
+    begun = time.perf_counter()
+    source = open_embeddings(embeddings, dataset=dataset)
+    compute = PairFeatures(similarity, source.shape[1], kinds or KINDS, threads=threads)
+    columns = {"left_column": left_column, "right_column": right_column, "keys": keys}
+    opened: Summary = {"ids": source.ids, "count": source.shape[0], **columns}
+    has_labels = open_raw_pairs(pairs, left_column, right_column, label_column).label is not None
+    listed = open_pairs(pairs, **opened, label_column=label_column, want_labels=has_labels)
+    if expect is not None:
+        expect(listed.count)
+    vectors = source.read()
+
+    step = max(1, FEATURES_AT_ONCE // len(compute.names))
+
+    def blocks() -> Iterator[FeatureBlock]:
+        for block in listed.blocks(step, keep_keys=True):
+            yield FeatureBlock(block, compute(vectors[block.left], vectors[block.right]))
+            progress(len(block.left))
+
+    write_features(
+        output,
+        blocks(),
+        listed.count,
+        compute.names,
+        keys=listed.names,
+        label=has_labels,
+        attributes={"model_fingerprint": similarity.fingerprint()},
+        overwrite=overwrite,
+    )
+    return {
+        "output": str(output),
+        "pairs": listed.count,
+        "features": len(compute.names),
+        "labels": has_labels,
+        "seconds": _since(begun),
+        "notes": [listed.assumed] if listed.assumed else [],
+    }
+
+
 # --- scoring --------------------------------------------------------------------------------------
 
 
@@ -347,6 +568,8 @@ def score(
     output: Path,
     *,
     against: Path | None = None,
+    probability: bool = False,
+    decision: bool = False,
     min_score: float | None = None,
     left_column: str | None = None,
     right_column: str | None = None,
@@ -366,7 +589,9 @@ def score(
     table : table of the left entities, and of the right ones unless `against` is given.
     pairs : file of any accepted format.
     output : ``.h5`` / ``.hdf5``, ``.parquet``, ``.csv`` or ``.tsv`` (also ``.gz``).
-    min_score : keep only pairs that score at least this; default: all.
+    probability : write probabilities of being good in place of scores.
+    decision : write 1 for pairs that score at least the model's threshold and 0 for others.
+    min_score : keep only pairs of at least this, in what is written; default: all.
     memory : what may be allocated, the tables included.
     resume : go on with what an interrupted run left.
 
@@ -385,6 +610,7 @@ def score(
     begun = time.perf_counter()
     left, right, budget = _load_tables(table, against, memory)
     both = right or left
+    unit, written = _written_as(table, left, probability, decision)
     source = open_pairs(
         pairs,
         ids=left.ids,
@@ -411,17 +637,20 @@ def score(
         "right table": both.digest,
         "pair file": file_identity(pairs),
         "columns": f"{source.names[0]}, {source.names[1]}, {source.keys}",
+        "unit": unit,
         "dataset": str(dataset),
         "kernels": _kernel_digest(),
         "device": "cpu",
     }
-    attributes = {"unit": left.unit, "model_fingerprint": left.fingerprint}
+    attributes: Summary = {"unit": unit, "model_fingerprint": left.fingerprint}
+    if decision:
+        attributes["threshold"] = left.threshold
     scoring_begun = time.perf_counter()
     with ScoreFile(
         output, source.count, identity, attributes=attributes, overwrite=overwrite, resume=resume
     ) as file:
         try:
-            resumed = _score_blocks(file, source, scorer, progress)
+            resumed = _score_blocks(file, source, scorer, written, progress)
         except DataError:
             file.discard()  # no resume can mend the pair file
             raise
@@ -440,10 +669,44 @@ def score(
         "scoring_seconds": scoring_seconds,
         "pairs_per_second": (source.count - resumed) / max(scoring_seconds, 1e-9),
         "threads": scorer.threads,
-        "unit": left.unit,
+        "unit": unit,
         "keys": source.keys,
         "notes": [source.assumed] if source.assumed else [],
     }
+
+
+def _written_as(
+    path: Path, table: Table, probability: bool, decision: bool
+) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
+    """Return the unit that is written and what turns scores (m,) float32 into it.
+
+    Raises
+    ------
+    ArgumentError : both forms are asked for, or the model's scores have no such form.
+    """
+    if probability and decision:
+        raise ArgumentError("choose one of --probability and --decision: both write one number")
+    threshold, calibration = table.threshold, table.calibration
+    if decision:
+        if threshold is None:
+            raise ArgumentError(
+                f"the model {table.model_name!r} of {path} has no threshold to decide by: use "
+                "--min-score, or a model that was trained on good and bad pairs"
+            )
+        return "decision", lambda scores: (scores >= np.float64(threshold)).astype(np.float32)
+    if not probability:
+        return table.unit, lambda scores: scores
+    if calibration is None and table.unit != "log-odds":
+        raise ArgumentError(
+            f"scores of {path} are of the unit {table.unit}, which has no probability: use a model "
+            "that was trained on good and bad pairs"
+        )
+    curve = calibration or _sigmoid
+    return "probability", lambda scores: curve(scores.astype(np.float64)).astype(np.float32)
+
+
+def _sigmoid(log_odds: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -log_odds))  # exact where it is tiny, too
 
 
 def _load_tables(
@@ -469,7 +732,18 @@ def _load_tables(
         rows = meet(left.rows, left.plan, right.rows, right.plan, in_place=True)
         left = replace(left, rows=rows[0], plan=rows[2])
         right = replace(right, rows=rows[1], plan=rows[2])
+    _check_sides(table, left, right)
     return left, right, budget - sum(sizes)
+
+
+def _check_sides(path: Path, left: Table, right: Table | None) -> None:
+    """Refuse tables of an asymmetric model that are not one of each side, left first."""
+    sides = (left.side, (right or left).side)
+    if sides not in (("both", "both"), ("left", "right")):
+        raise MismatchError(
+            f"{path} holds the {sides[0]} side of an asymmetric model and meets the {sides[1]} "
+            "side: score the table of --side left --against that of --side right"
+        )
 
 
 def _check_room(budget: int, source: PairSource) -> None:
@@ -484,7 +758,13 @@ def _check_room(budget: int, source: PairSource) -> None:
         )
 
 
-def _score_blocks(file: ScoreFile, source: PairSource, scorer: PairScorer, progress: Count) -> int:
+def _score_blocks(
+    file: ScoreFile,
+    source: PairSource,
+    scorer: PairScorer,
+    written: Callable[[np.ndarray], np.ndarray],
+    progress: Count,
+) -> int:
     """Score all blocks that are not done; return the pair at which that began."""
     undone = np.flatnonzero(~file.done)
     if not len(undone):
@@ -493,7 +773,7 @@ def _score_blocks(file: ScoreFile, source: PairSource, scorer: PairScorer, progr
     start = int(undone[0]) * SCORE_BLOCK
     progress(start)
     for block, scores in scorer.stream(source.blocks(SCORE_BLOCK, start)):
-        file.write_block(block.start // SCORE_BLOCK, scores)
+        file.write_block(block.start // SCORE_BLOCK, written(scores))
         progress(len(scores))
     return start
 
@@ -594,7 +874,7 @@ def matrix(
     top_k, threshold, dense, histogram : exactly one of them; `bins` goes with the last.
     memory : what may be allocated, the tables included.
     """
-    from fastpair.matrix import AllPairs
+    from fastpair.matrix import all_pairs
 
     chosen = (top_k is not None, threshold is not None, dense, histogram)
     if sum(chosen) != 1:
@@ -615,7 +895,7 @@ def matrix(
             f"--memory leaves {budget} bytes beside the tables, but all pairs need at least "
             f"{LEAST_MEMORY}: allow more"
         )
-    pairs = AllPairs(
+    pairs = all_pairs(
         left.rows,
         None if right is None else right.rows,
         left.plan,
@@ -660,7 +940,13 @@ def matrix(
         "pairs_per_second": walked / max(seconds, 1e-9),
         "threads": pairs.threads,
         "unit": left.unit,
+        "notes": [] if left.plan.network is None else [NETWORK_NOTE],
     }
+
+
+NETWORK_NOTE = (
+    "this model is a network that does not fold: all pairs are gathered one by one, which is slow"
+)
 
 
 def info(file: Path) -> Summary:

@@ -26,6 +26,7 @@ from fastpair.kernels.operands import (
     tile_bound,
 )
 from fastpair.kernels.simd import TILE_COLUMNS, TILE_ROWS
+from fastpair.scoring import PairScorer
 
 Progress = Callable[[int], None]
 """Called with the number of pairs that have been walked since the last call."""
@@ -275,7 +276,7 @@ class AllPairs:
             left, slack = self._left_side(first, last)
             floor = self.plan.raw_floor(threshold) - slack.astype(np.float64)
             floor = np.clip(floor, cpu.LOWEST, -cpu.LOWEST).astype(np.float32)
-            floor = np.maximum(np.nextafter(floor, -np.float32(np.inf)), cpu.LOWEST)
+            floor = np.nextafter(floor, cpu.LOWEST)
             work = _ThresholdTask(self, _at_least(threshold), floor)
             found = self._walk(left, first, last, work)
             if single:
@@ -359,6 +360,106 @@ class AllPairs:
             raise ArgumentError("there is no pair to count: the table has fewer than two rows")
         scores = cpu.link_scores(np.array([least, greatest], dtype=np.float32), self.table)
         return float(scores[0]), float(scores[1])
+
+
+class NetworkPairs:
+    """All pairs where a network compares them: every pair is gathered and multiplied, slowly.
+
+    Parameters and results are those of `AllPairs`.
+    """
+
+    def __init__(
+        self,
+        left: np.ndarray,
+        right: np.ndarray | None,
+        plan: Plan,
+        *,
+        threads: int | None = None,
+        memory: int | str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.left, self.right = left, left if right is None else right
+        self.distinct = right is not None
+        self.scorer = PairScorer(self.left, plan, self.right, plan, threads=threads)
+        self.threads, self.memory = self.scorer.threads, memory_budget(memory)
+        self.progress = progress or (lambda pairs: None)
+
+    def _scores(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, scores (rows, n') float32) of groups of left rows."""
+        width = max(len(self.right), 1)
+        bytes_a_pair = 4 * 8 + 2 * 4 + 3 * 8  # row numbers, scores, and what a reduction sorts
+        step = self.memory // 2 // (width * bytes_a_pair)
+        if step < 1:
+            raise MemoryBudgetError(
+                f"a row of the result needs {width * bytes_a_pair} bytes, more than half of the "
+                "memory: allow more memory"
+            )
+        step = min(step, max(1, (1 << 22) // width))
+        for first in range(0, len(self.left), step):
+            rows = np.arange(first, min(first + step, len(self.left)))
+            left, right = np.repeat(rows, len(self.right)), np.tile(np.arange(width), len(rows))
+            scores = self.scorer(left, right[: len(left)]).reshape(len(rows), len(self.right))
+            self.progress(scores.size)
+            yield first, scores
+
+    def _off_diagonal(self, first: int, shape: tuple[int, int]) -> np.ndarray:
+        """Return which pairs count: in one table, all but those of a row with itself."""
+        rows = np.arange(first, first + shape[0])[:, None]
+        return np.full(shape, True) if self.distinct else rows != np.arange(shape[1])
+
+    def top_k(self, k: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield the k best right rows of each left row, as `AllPairs.top_k`."""
+        if k < 1:
+            raise ArgumentError(f"k is {k}, expected at least 1")
+        for first, scores in self._scores():
+            scores[~self._off_diagonal(first, scores.shape)] = -np.inf
+            best = np.full((len(scores), k), np.nan, np.float32)
+            indices = np.full((len(scores), k), -1, np.int64)
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            count = min(k, scores.shape[1] - (not self.distinct))
+            indices[:, :count] = order[:, :count]
+            best[:, :count] = np.take_along_axis(scores, order[:, :count], axis=1)
+            yield first, best, indices
+
+    def above(self, threshold: float) -> Iterator[_Hits]:
+        """Yield every pair that scores at least `threshold`, as `AllPairs.above`."""
+        if not np.isfinite(threshold):
+            raise ArgumentError(f"threshold is {threshold}, expected a finite number")
+        for first, scores in self._scores():
+            hits = (scores >= _at_least(threshold)) & self._off_diagonal(first, scores.shape)
+            rows, columns = np.nonzero(hits)
+            yield first, np.bincount(rows, minlength=len(scores)), columns, scores[rows, columns]
+
+    def dense(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, (rows, n') float32), as `AllPairs.dense`."""
+        return self._scores()
+
+    def histogram(self, bins: int = 100) -> tuple[np.ndarray, np.ndarray]:
+        """Count all scores in equal bins, as `AllPairs.histogram`."""
+        if bins < 1:
+            raise ArgumentError(f"bins is {bins}, expected at least 1")
+        least, greatest = np.inf, -np.inf
+        for first, scores in self._scores():
+            chosen = scores[self._off_diagonal(first, scores.shape)]
+            least = min(least, chosen.min(initial=np.inf))
+            greatest = max(greatest, chosen.max(initial=-np.inf))
+        if least > greatest:
+            raise ArgumentError("there is no pair to count: the table has fewer than two rows")
+        edges = np.linspace(least, greatest, bins + 1).astype(np.float32)
+        counts = np.zeros(bins, dtype=np.int64)
+        for first, scores in self._scores():
+            chosen = scores[self._off_diagonal(first, scores.shape)]
+            inner = np.searchsorted(edges[1:-1], chosen, side="right")
+            counts += np.bincount(inner, minlength=bins)
+        return edges, counts
+
+
+def all_pairs(
+    left: np.ndarray, right: np.ndarray | None, plan: Plan, **options: Any
+) -> AllPairs | NetworkPairs:
+    """Return what walks all pairs of tables of this plan; see `AllPairs` for the parameters."""
+    walk = AllPairs if plan.network is None else NetworkPairs
+    return walk(left, right, plan, **options)
 
 
 class _TooMany:

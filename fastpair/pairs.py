@@ -51,6 +51,7 @@ class PairBlock:
     left, right : rows of the tables, (b,) int64, C-contiguous, inside the tables.
     label : (b,) float64, or None.
     left_keys, right_keys : the keys as the file has them, (b,), or None if they were not kept.
+    extra : further columns that were asked for, each (b,) as the file has it.
     """
 
     start: int
@@ -59,6 +60,7 @@ class PairBlock:
     label: np.ndarray | None
     left_keys: pa.Array | None
     right_keys: pa.Array | None
+    extra: tuple[pa.Array, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class RawPairs:
     label : name of the label column, None if there is none.
     has_labels : whether batches have labels as a third column.
     integers : whether both keys are stored as integers, which are rows unless ids say other.
-    read : gives batches of left, right and perhaps label from a row on.
+    read : gives batches of left, right, perhaps label, then further columns from a row on.
     """
 
     path: Path
@@ -160,7 +162,8 @@ class PairSource:
             if self._signed:
                 label = (label + 1) / 2
         kept = (batch.column(0), batch.column(1)) if keep_keys else (None, None)
-        return PairBlock(start, left, right, label, *kept)
+        extra = tuple(batch.columns[3 if self.has_labels else 2 :])
+        return PairBlock(start, left, right, label, kept[0], kept[1], extra)
 
     def _rows(self, left: pa.Array, right: pa.Array, start: int) -> tuple[np.ndarray, np.ndarray]:
         (left_ids, left_count), (right_ids, right_count) = self._tables
@@ -323,6 +326,7 @@ def _one_block(parts: list[PairBlock]) -> PairBlock:
         label=np.concatenate(labels) if labels else None,
         left_keys=pa.concat_arrays(left_keys) if left_keys else None,
         right_keys=pa.concat_arrays(right_keys) if right_keys else None,
+        extra=tuple(pa.concat_arrays(list(c)) for c in zip(*(p.extra for p in parts), strict=True)),
     )
 
 
@@ -340,6 +344,7 @@ def open_pairs(
     keys: str = "auto",
     signed_labels: bool = True,
     dataset: str | None = None,
+    extra: Sequence[str] = (),
 ) -> PairSource:
     """Open pairs in any accepted format.
 
@@ -353,6 +358,7 @@ def open_pairs(
     keys : "rows", "ids", or "auto": ids where the table has them and the keys may be ids.
     signed_labels : whether labels that are all -1 or 1 become 0 and 1, default True.
     dataset : name of the (M, 2) array in HDF5 or .npz, default `pairs` or the only one.
+    extra : names of further columns (or arrays) that blocks carry, default none.
 
     Returns
     -------
@@ -381,6 +387,7 @@ def open_pairs(
         label_column,
         want_labels=want_labels,
         dataset=dataset,
+        extra=extra,
         known=known,
     )
     meaning, assumed = _meaning(raw, keys, left_table[0], right_table[0])
@@ -396,16 +403,17 @@ def open_raw_pairs(
     *,
     want_labels: bool = False,
     dataset: str | None = None,
+    extra: Sequence[str] = (),
     known: Known | None = None,
 ) -> RawPairs:
     """Keys and labels of a pair file as they are; `known` tells a header from a first pair."""
     file = open_format(path)
     if isinstance(file, Arrays):
-        raw = _array_pairs(file, dataset, (left, right, label), want_labels)
+        raw = _array_pairs(file, dataset, (left, right, label), want_labels, extra)
     elif dataset is not None:
         raise ArgumentError(f"--dataset {dataset} has no meaning for the table of columns {path}.")
     else:
-        raw = _column_pairs(file, (left, right, label), want_labels, known)
+        raw = _column_pairs(file, (left, right, label), want_labels, extra, known)
     if not raw.count:
         raise DataError(f"{path} holds no pairs; give a file that has some.")
     return raw
@@ -450,6 +458,7 @@ def _column_pairs(
     file: Columns,
     asked: tuple[str | None, str | None, str | None],
     want_labels: bool,
+    extra: Sequence[str],
     known: Known | None,
 ) -> RawPairs:
     unnamed = asked == (None, None, None)
@@ -457,14 +466,26 @@ def _column_pairs(
         file.without_header(("left", "right", "label")[: len(file.first)])
     left, right, label = find_columns(str(file.path), file.names, *asked, want_labels=want_labels)
     columns = [left, right] + ([label] if want_labels and label is not None else [])
+    for name in extra:
+        if list(file.names).count(name) != 1:
+            raise DataError(
+                f"{file.path} has no single column {name!r}; its columns are "
+                f"{', '.join(map(repr, file.names))}."
+            )
+    read = list(dict.fromkeys([*columns, *extra]))  # a column may be asked for twice
+
+    def batches(start: int) -> Iterator[pa.RecordBatch]:
+        for batch in file.batches(read, start):
+            yield batch.select([read.index(name) for name in [*columns, *extra]])
+
     return RawPairs(
         path=file.path,
         names=(left, right),
-        count=file.count_rows(columns),
+        count=file.count_rows(read),
         label=label,
         has_labels=len(columns) == 3,
         integers=all(pa.types.is_integer(file.type_of(name)) for name in (left, right)),
-        read=lambda start: file.batches(columns, start),
+        read=batches,
     )
 
 
@@ -484,6 +505,7 @@ def _array_pairs(
     dataset: str | None,
     asked: tuple[str | None, str | None, str | None],
     want_labels: bool,
+    extra: Sequence[str],
 ) -> RawPairs:
     left, right = asked[0] or "left", asked[1] or "right"
     if dataset is None and left in file.entries and right in file.entries:
@@ -495,7 +517,7 @@ def _array_pairs(
     count = file.entries[sources[0][0]][0][0]
     label = asked[2] or ("label" if "label" in file.entries else None)
     names = [name for name, _ in sources] + ([label] if want_labels and label else [])
-    for name in names:
+    for name in [*names, *extra]:
         if name not in file.entries or file.entries[name][0][:1] != (count,):
             raise DataError(
                 f"{file.path} has no array {name!r} of {count} rows; "
@@ -512,11 +534,12 @@ def _array_pairs(
 
     def read(start: int) -> Iterator[pa.RecordBatch]:
         for at in range(start, count, step):
+            stop = min(at + step, count)
             with reading(file.path):
-                parts = {name: file.read(name, at, min(at + step, count)) for name in set(names)}
+                parts = {name: file.read(name, at, stop) for name in {*names, *extra}}
                 arrays = [_arrow(parts[name], column) for name, column in sources]
-                arrays += [_arrow(parts[name], None) for name in names[2:]]
-            yield pa.RecordBatch.from_arrays(arrays, ["left", "right", "label"][: len(arrays)])
+                arrays += [_arrow(parts[name], None) for name in [*names[2:], *extra]]
+            yield pa.RecordBatch.from_arrays(arrays, [str(n) for n in range(len(arrays))])
 
     return RawPairs(file.path, (left, right), count, label, len(names) == 3, integers, read)
 

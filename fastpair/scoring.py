@@ -14,6 +14,7 @@ from fastpair.backend import read_ahead, thread_count
 from fastpair.errors import ArgumentError, DataError, MismatchError
 from fastpair.folding import common_scales
 from fastpair.kernels import Plan
+from fastpair.kernels.network import NetworkTables
 
 PAIRS_A_TASK = 1 << 16
 """Pairs that one thread scores before it takes the next ones: about 3 ms of work."""
@@ -56,9 +57,6 @@ class PairScorer:
         *,
         threads: int | None = None,
     ) -> None:
-        from fastpair.kernels import cpu  # Numba: only those who score wait for it
-
-        self._cpu = cpu
         self.threads = thread_count(threads)
         self.left_count = len(left_rows)
         self.right_count = self.left_count if right_rows is None else len(right_rows)
@@ -67,7 +65,7 @@ class PairScorer:
         elif right_plan is not None:
             left_rows, right_rows, plan = meet(left_rows, plan, right_rows, right_plan)
         self._rows = left_rows, right_rows  # kernels know only their addresses
-        self.table = cpu.table_arguments(left_rows, right_rows, plan)
+        self._score = _worker(left_rows, right_rows, plan)
 
     def __call__(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return the scores (m,) float32 of pairs of row numbers `left` and `right`, (m,) each.
@@ -112,8 +110,19 @@ class PairScorer:
         ranges = (
             slice(start, start + PAIRS_A_TASK) for start in range(0, len(scores), PAIRS_A_TASK)
         )
-        work: Callable[..., None] = self._cpu.score_pairs
-        return [pool.submit(work, self.table, left[r], right[r], scores[r]) for r in ranges]
+        return [pool.submit(self._score, left[r], right[r], scores[r]) for r in ranges]
+
+
+def _worker(
+    left_rows: np.ndarray, right_rows: np.ndarray, plan: Plan
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
+    """Return what fills the scores (m,) of left and right row numbers (m,), in any thread."""
+    if plan.network is not None:
+        return NetworkTables(left_rows, right_rows, plan).score
+    from fastpair.kernels import cpu  # Numba: only those who score wait for it
+
+    table = cpu.table_arguments(left_rows, right_rows, plan)
+    return lambda left, right, scores: cpu.score_pairs(table, left, right, scores)
 
 
 def _wait(tasks: list[Future[None]]) -> None:

@@ -1,76 +1,51 @@
 """Training: from embeddings and labelled pairs to a calibrated model, in NumPy.
 
-Every branch has its own linear projection. The first branch starts as its plain similarity over
-the embeddings, the others at weight zero, so training starts at what the embeddings already know.
-Mini-batches are learned by Adam under a half-cosine rate. The epoch that ranks the validation
-pairs best is calibrated on them, and kept only if it ranks them at least as well as raw cosine.
+A few arms, each one set of settings, learn from the same pairs. In every arm the first branch
+starts as its plain similarity over the embeddings and the others at weight zero, so training
+starts at what the embeddings already know. The arm that ranks the validation pairs best is kept,
+unless raw cosine or an unlabelled PCA ranks them better; then density is measured once more among
+what the arm learned, and scores are calibrated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
-from fastpair.errors import ArgumentError, DataError
-from fastpair.evaluation import best_threshold, evaluate_scores, raw_cosine
-from fastpair.heads import find_head, unit_rows
-from fastpair.model import Branch, Model, builtin
-
-Loss = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
-Key = tuple[int, str]  # number of the branch and name of a parameter of it
-
-DEFAULT_HEAD = "cosine+absdiff"
-DEFAULT_LOSS = "cross-entropy+ranking"
+from fastpair.arms import (
+    Arm,
+    Task,
+    check_numbers,
+    choose_arms,
+    epochs_of,
+    start_learner,
+)
+from fastpair.calibration import Calibration, calibrated, fit_combination
+from fastpair.errors import ArgumentError, DataError, MismatchError
+from fastpair.evaluation import pca_model, raw_cosine
+from fastpair.learner import Learner, Pairs, Progress, blocks, learn, metric_name, rank_quality
+from fastpair.model import Model, builtin
+from fastpair.objectives import balanced
+from fastpair.splitting import split_pairs, with_bad_pairs
 
 FEWEST_PAIRS = 30
 """Below this, only threshold and calibration of the raw cosine are fitted."""
 
-LEARNING_RATE = 0.04
-"""Adam's rate for projections at its height is this over the root of the embeddings' columns: a
-step then moves a tower output by about the same, however many columns there are."""
-
-PACE = 5.0
-"""How many times faster than projections the heads' own weights and the constant move."""
-
-STEPS = 1000
-"""Batches to learn from, about, when no number of epochs is given."""
-
-PATIENCE = 10
-"""Learning stops early after this many epochs, or a quarter of all where that is more, without a
-better ranking of the validation pairs."""
-
-PULL = 1.0
-"""Each step draws projections back to their start by rate * PULL of the way (L2-SP)."""
-
-START_SCALE = 5.0
-"""What the first branch is multiplied with at the start, and twice minus the constant."""
-
-VALIDATION_SHARE = 0.15
-"""Share of the pairs that is set aside when no validation pairs are given."""
+LEAST_GAIN = 0.002
+"""Density among what was learned is kept if cross-fitting gains more than this in the metric."""
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Labelled pairs of rows.
+class Checkpoint(Protocol):
+    """Where training keeps its state so that it can be continued; see `fastpair.checkpoints`."""
 
-    Parameters
-    ----------
-    left, right : (M,) int64 row numbers.
-    labels : (M,) float64: 0 for bad, 1 for good; or grades.
-    """
+    def load(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """Return the state that was saved last, or None."""
 
-    left: np.ndarray
-    right: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, chosen: np.ndarray | slice) -> Pairs:
-        return Pairs(self.left[chosen], self.right[chosen], self.labels[chosen])
+    def save(self, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Keep this state in place of the one before."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +55,17 @@ class TrainingResult:
     Parameters
     ----------
     model : the calibrated model.
-    history : one entry an epoch: epoch, epochs, loss, and the validation metric by its name.
+    history : one entry an epoch: arm, epoch, epochs, loss, the validation metric by its name,
+        seconds, and about how many epochs and seconds are left for all arms.
     notes : sentences for the user about what was assumed or decided.
-    validation : how the model ranks the validation pairs, by the metric's name; empty without any.
+    arms : one entry for raw cosine, the unlabelled PCA and each arm: name, the validation metric,
+        best epoch, seconds, and whether it was kept; settings of arms.
     """
 
     model: Model
     history: list[dict[str, Any]]
     notes: list[str]
-    validation: dict[str, float] = field(default_factory=dict)
+    arms: list[dict[str, Any]]
 
 
 def train(
@@ -98,87 +75,128 @@ def train(
     labels: np.ndarray,
     *,
     valid: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
-    head: str = DEFAULT_HEAD,
-    dim: int | None = None,
-    loss: str = DEFAULT_LOSS,
+    weights: np.ndarray | None = None,
+    arms: str | None = None,
     graded: bool = False,
-    epochs: int | None = None,
+    asymmetric: bool = False,
+    balance: bool = False,
+    reflexive: float = 0.0,
+    consistency: float | None = None,
+    calibrate: str = "platt",
+    threshold_by: str = "f1",
+    prior: float | None = None,
     batch: int = 256,
-    learning_rate: float | None = None,
     seed: int = 0,
+    on_estimate: Callable[[float], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+    **options: Any,
 ) -> TrainingResult:
     """Learn a similarity from labelled pairs of embeddings.
 
     Parameters
     ----------
-    embeddings : (N, n) float; rows are brought to unit length first.
+    embeddings : (N, n) float.
     left, right : (M,) integer row numbers.
     labels : (M,) float, 0 (bad) or 1 (good); any finite numbers with `graded`.
     valid : left, right and labels of validation pairs; default: some of the pairs are set aside.
-    head : names of `fastpair.heads.HEADS` joined by "+", each over its own projection.
-    dim : columns of a projection; default: as many as the embeddings have. Then the projection
-        starts as the identity, with fewer columns as the leading principal directions.
-    loss : names of `LOSSES` joined by "+".
+    weights : (M,) float, at least 0: how much each pair counts in learning; default all the same.
+    arms : names of `ARMS` joined by ","; default all of them.
     graded : learn the grade itself; scores are then predicted grades, without a threshold.
-    epochs : passes over the pairs; default: the fewer the more pairs there are.
+    asymmetric : learn one tower for left and another for right entities.
+    balance : good and bad pairs count the same in all; scores stay calibrated for the pairs as
+        they are.
+    reflexive : weight of a penalty on entities that score higher with others than with themselves.
+    consistency : weight of the squared difference of the two orders of concat heads; default 1.
+    calibrate : "platt"; "isotonic" adds a curve of probabilities; "temperature" fits no offset.
+    threshold_by : see `fastpair.calibration.find_threshold`.
+    prior : share of good pairs where the scores will be used; default as in the validation pairs.
     batch : pairs in a step.
-    learning_rate : Adam's rate for projections at its height; default: see `LEARNING_RATE`.
     seed : of everything random; with the same number of threads, equal seeds give equal models.
+    on_estimate : called with about how many seconds all arms will take, before they begin.
     on_epoch : called with each entry of the history as it is made.
+    checkpoint : keeps the state after every epoch, and is asked for an earlier one first.
+    options : settings of `Arm` (`OPTIONS`) that replace those of every arm; None keeps them. The
+        loss "sampled" is the default one after bad pairs were sampled for the good ones, half of
+        them hard. ``density=False`` also keeps density out of the end.
 
     Raises
     ------
     ArgumentError : an option has a value that cannot be used.
     DataError : the pairs or the embeddings cannot be learned from.
+    MismatchError : the checkpoint belongs to another training.
     """
     from threadpoolctl import threadpool_limits
 
-    heads = [find_head(name.strip()).name for name in head.split("+")]
-    losses = [_find_loss(name.strip()) for name in loss.split("+")]
     if embeddings.ndim != 2 or embeddings.shape[1] == 0:
         raise ArgumentError(f"embeddings have shape {embeddings.shape}, expected (rows, columns)")
     columns = embeddings.shape[1]
-    for name, value in (("epochs", epochs), ("batch", batch), ("learning_rate", learning_rate)):
-        if value is not None and not value > 0:
-            raise ArgumentError(f"{name} is {value}, expected a number above 0")
-    if dim is not None and not 1 <= dim <= columns:
-        raise ArgumentError(f"dim is {dim}, expected 1 to {columns}, the embeddings' columns")
-    given = _checked_pairs(embeddings, (left, right, labels), graded, "pairs")
-    held = None if valid is None else _checked_pairs(embeddings, valid, graded, "validation pairs")
-    if len(given) < FEWEST_PAIRS:
-        return _cosine_alone(embeddings, given, held, graded, "are too few to learn from")
+    sampled = options.get("loss") == "sampled"
+    tried = choose_arms(arms, {**options, "loss": None} if sampled else options, columns)
+    if consistency is not None and "concat" not in tried[0].head:
+        raise ArgumentError(f"consistency is for the head concat, not for {tried[0].head}")
+    consistency = 1.0 if consistency is None else consistency
+    check_numbers(batch=batch, reflexive=reflexive, consistency=consistency)
+    calibration = Calibration(graded, calibrate, threshold_by, prior)
+    calibration.check()
+    if sampled and graded:
+        raise ArgumentError("the loss 'sampled' takes good pairs, not grades")
+    if balance and graded:
+        raise ArgumentError("balance is for good and bad pairs, not for grades")
+    data = (left, right, labels)
+    given = _checked_pairs(embeddings, data, "pairs", graded, weights=weights, one_kind=sampled)
+    held = None
+    if valid is not None:
+        name = "validation pairs"
+        held = _checked_pairs(embeddings, valid, name, graded, one_kind=sampled)
+    if len(given) < FEWEST_PAIRS and not sampled:
+        why = "are too few to learn from"
+        return _cosine_alone(embeddings, given, held, calibration, why)
     rng = np.random.default_rng(seed)
     split = split_pairs(given, rng) if held is None else (given, held, "given apart")
     if split is None:
         why = "have too few of one kind to set validation pairs aside"
-        return _cosine_alone(embeddings, given, held, graded, why)
+        return _cosine_alone(embeddings, given, held, calibration, why)
     given, held, origin = split
-
-    settings: dict[str, Any] = {
-        "head": head,
-        "loss": loss,
-        "dim": dim or columns,
-        "epochs": epochs or int(np.clip(STEPS // -(-len(given) // batch), 4, 100)),
-        "batch": batch,
-        "learning_rate": learning_rate or LEARNING_RATE / columns**0.5,
+    notes = [f"{len(held)} validation pairs, {origin}"]
+    if sampled:
+        given, held = with_bad_pairs(embeddings, given, held, rng)
+        notes.append(
+            f"{len(given) + len(held)} pairs after bad ones were sampled, half of them hard: "
+            "log-odds are those among such pairs"
+        )
+    if asymmetric:
+        notes.append(
+            "THE MODEL IS ASYMMETRIC: score(a, b) is not score(b, a), and left and right entities "
+            "are projected apart"
+        )
+    if balance:
+        weights = np.ones(len(given)) if given.weights is None else given.weights
+        given = replace(given, weights=balanced(given.labels, weights))
+    settings = {
         "seed": seed,
+        "batch": batch,
+        "asymmetric": asymmetric,
+        "reflexive": reflexive,
+        "consistency": consistency,
+        "balance": balance,
+        "graded": graded,
     }
-    rows, given_rows, held_rows = _unit_rows_in_use(embeddings, given, held)
-    learner = _Learner(_start(heads, settings["dim"], rows, rng), rows, given_rows, losses)
-    # On small matrices threads gain nothing and, on a busy machine, lose much by waiting.
-    with threadpool_limits(1 if columns <= 128 else None):
-        branches, constant, history = _learn(learner, held_rows, graded, settings, rng, on_epoch)
-    description = {**settings, "graded": graded, "pairs": len(given), "validation_pairs": len(held)}
-    model = Model(branches, columns, unit_rows=True, constant=constant, description=description)
-    return _finish(embeddings, model, held, origin, graded, history)
+    # On matrices of this size threads gain little and, on a busy machine, lose much by waiting.
+    with threadpool_limits(1, "blas"):
+        task = Task(embeddings, given, held, settings)
+        tournament = _Tournament(task, tried, notes, on_epoch, checkpoint)
+        return tournament.run(calibration, options.get("density") is not False, on_estimate)
 
 
 def _checked_pairs(
     embeddings: np.ndarray,
     pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
-    graded: bool,
     name: str,
+    graded: bool,
+    *,
+    weights: np.ndarray | None = None,
+    one_kind: bool = False,
 ) -> Pairs:
     """Refuse pairs that cannot be learned from; `name` says in messages which ones they are."""
     sides = [np.asarray(side) for side in pairs[:2]]
@@ -200,395 +218,360 @@ def _checked_pairs(
         first = int(np.argmax(wrong_labels))
         expected = "a finite grade" if graded else "0 (bad) or 1 (good): for grades, say graded"
         raise DataError(f"label {labels[first]:g} came in the {name}, expected {expected}")
-    if np.ptp(labels) == 0:
+    if one_kind and not labels.any():
+        raise DataError(f"all {len(labels)} {name} are bad: the loss 'sampled' needs good ones")
+    if np.ptp(labels) == 0 and not one_kind:
         kind = f"of grade {labels[0]:g}" if graded else ("good" if labels[0] else "bad")
+        hint = "; for good pairs alone there is the loss 'sampled'" if kind == "good" else ""
         raise DataError(
             f"all {len(labels)} {name} are {kind}: a similarity is learned from both good and bad"
+            + hint
         )
-    return Pairs(sides[0].astype(np.int64), sides[1].astype(np.int64), labels)
+    small = np.int32 if len(embeddings) < 2**31 else np.int64
+    left, right = (side.astype(small) for side in sides)
+    return Pairs(left, right, labels, _checked_weights(weights, len(labels)))
 
 
-def split_pairs(pairs: Pairs, rng: np.random.Generator) -> tuple[Pairs, Pairs, str] | None:
-    """Set validation pairs aside, by entity where the graph of pairs allows it, else by pair.
+def _checked_weights(weights: np.ndarray | None, count: int) -> np.ndarray | None:
+    if weights is None:
+        return None
+    weights = np.asarray(weights, np.float64)
+    if weights.shape != (count,):
+        raise ArgumentError(f"weights have shape {weights.shape}, expected one a pair: ({count},)")
+    wrong = ~(np.isfinite(weights) & (weights >= 0))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise DataError(f"the weight of pair {first} is {weights[first]}, expected 0 or more")
+    if not weights.any():
+        raise DataError(f"all {count} weights are 0: nothing counts")
+    return weights
 
-    Parameters
-    ----------
-    pairs : all pairs.
-    rng : decides which groups are set aside.
 
-    Returns
-    -------
-    The pairs to learn from, the validation pairs and how they were chosen; None if no choice
-    leaves different labels on both sides.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+# --- arms -----------------------------------------------------------------------------------------
 
-    entities, numbers = np.unique(np.stack([pairs.left, pairs.right]), return_inverse=True)
-    a, b = numbers.reshape(2, -1)
-    graph = coo_array((np.ones(len(pairs), np.int8), (a, b)), shape=(len(entities),) * 2)
-    component = connected_components(graph, directed=False)[1][a]
-    unordered = np.minimum(a, b) * len(entities) + np.maximum(a, b)
-    for group, how in (
-        (component, "set aside by entity (no entity of theirs is in a training pair)"),
-        (unordered, "set aside by pair (too many entities are connected to keep them apart)"),
+
+class _Tournament:
+    """The arms one after the other, and what came of each."""
+
+    def __init__(
+        self,
+        task: Task,
+        arms: list[Arm],
+        notes: list[str],
+        on_epoch: Callable[[dict[str, Any]], None] | None,
+        checkpoint: Checkpoint | None,
     ):
-        chosen = _some_groups(np.unique(group, return_inverse=True)[1], pairs.labels, rng)
-        if chosen is not None:
-            return pairs[~chosen], pairs[chosen], how
-    return None
+        self.task, self.arms, self.notes = task, arms, notes
+        self.on_epoch, self.checkpoint = on_epoch, checkpoint
+        self.metric = metric_name(task.graded)
+        self.identity = task.fingerprint(arms)
+        batch = task.settings["batch"]
+        self.epochs = [epochs_of(arm, len(task.given), batch) for arm in arms]
+        self.entries: list[dict[str, Any]] = []
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, np.ndarray] = {}  # the parameters of the best arm so far
+        self.resumed: list[str] = []  # for the reader, not for the model
 
-
-def _some_groups(
-    group: np.ndarray, labels: np.ndarray, rng: np.random.Generator
-) -> np.ndarray | None:
-    """Choose random whole groups that hold about `VALIDATION_SHARE` of the pairs: a mask (M,)."""
-    sizes = np.bincount(group)
-    small = np.flatnonzero(sizes <= max(0.2 * len(group), 1))
-    for _ in range(20):
-        order = rng.permutation(small)
-        enough = np.searchsorted(np.cumsum(sizes[order]), VALIDATION_SHARE * len(group)) + 1
-        taken = np.zeros(len(sizes), bool)
-        taken[order[:enough]] = True
-        chosen = taken[group]
-        if chosen.mean() >= 0.1 and min(np.ptp(labels[chosen]), np.ptp(labels[~chosen])) > 0:
-            return chosen
-    return None
-
-
-def cross_entropy(raw: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
-    """Compute the mean of ``log(1 + exp(raw)) - target * raw`` and its gradient by raw.
-
-    Parameters
-    ----------
-    raw : (M,) log-odds.
-    target : (M,) from 0 to 1.
-    """
-    value = np.mean(np.logaddexp(0, raw) - target * raw)
-    return float(value), (_sigmoid(raw) - target) / len(raw)
-
-
-def ranking(raw: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
-    """Compute the mean of ``log(1 + exp(raw_q - raw_p))`` over all p, q with target p > target q.
-
-    Parameters
-    ----------
-    raw : (M,) log-odds.
-    target : (M,) from 0 to 1.
-    """
-    better, worse = np.flatnonzero(target > target.min()), np.flatnonzero(target < target.max())
-    ordered = target[better][:, None] > target[worse]
-    count = max(np.count_nonzero(ordered), 1)
-    behind = raw[worse] - raw[better][:, None]
-    value = np.sum(np.logaddexp(0, behind), where=ordered) / count
-    slope = np.where(ordered, _sigmoid(behind), 0) / count
-    gradient = np.zeros_like(raw)
-    gradient[worse] += slope.sum(axis=0)
-    gradient[better] -= slope.sum(axis=1)
-    return float(value), gradient
-
-
-LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "ranking": ranking}
-"""Losses by name: (raw, target) -> (mean, gradient by raw)."""
-
-
-def _find_loss(name: str) -> Loss:
-    if name not in LOSSES:
-        raise ArgumentError(f"there is no loss {name!r}: choose from {', '.join(LOSSES)}")
-    return LOSSES[name]
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 + 0.5 * np.tanh(0.5 * x)  # never overflows
-
-
-def batch_gradients(
-    branches: list[Branch],
-    constant: np.ndarray,
-    left: np.ndarray,
-    right: np.ndarray,
-    target: np.ndarray,
-    losses: list[Loss],
-) -> tuple[float, dict[Key, np.ndarray]]:
-    """Compute the sum of the losses over a batch and its gradient by every parameter.
-
-    Parameters
-    ----------
-    branches, constant : the raw score; the constant has shape (1,).
-    left, right : (M, n) prepared rows.
-    target : (M,) from 0 to 1.
-    losses : values of `LOSSES`.
-
-    Returns
-    -------
-    The loss, and gradients by (number of the branch, name), (-1, "constant") for the constant.
-    """
-    parts = [branch.forward(left, right) for branch in branches]
-    raw = constant + sum(part[0] for part in parts)
-    value, upstream = 0.0, np.zeros_like(raw)
-    for loss in losses:
-        one, slope = loss(raw, target)
-        value += one
-        upstream += slope
-    gradients: dict[Key, np.ndarray] = {(-1, "constant"): upstream.sum(keepdims=True)}
-    for number, (branch, (_, cache)) in enumerate(zip(branches, parts, strict=True)):
-        for name, gradient in branch.backward(upstream, cache).items():
-            gradients[number, name] = gradient
-    return value, gradients
-
-
-def _unit_rows_in_use(
-    embeddings: np.ndarray, given: Pairs, held: Pairs
-) -> tuple[np.ndarray, Pairs, Pairs]:
-    """Bring the rows that occur in pairs to unit length, float32, and renumber the pairs."""
-    sides = (given.left, given.right, held.left, held.right)
-    used, numbers = np.unique(np.concatenate(sides), return_inverse=True)
-    rows = np.asarray(embeddings[used], np.float64)
-    finite = np.isfinite(rows).all(axis=1)
-    if not finite.all():
-        raise DataError(f"row {used[np.argmin(finite)]} of the embeddings holds NaN or infinity")
-    parts = np.split(numbers, np.cumsum([len(side) for side in sides])[:-1])
-    return (
-        unit_rows(rows)[0].astype(np.float32),
-        Pairs(parts[0], parts[1], given.labels),
-        Pairs(parts[2], parts[3], held.labels),
-    )
-
-
-def _start(heads: list[str], dim: int, rows: np.ndarray, rng: np.random.Generator) -> list[Branch]:
-    """Make the branches at their start: the first as it is, the others at weight zero."""
-    columns = rows.shape[1]
-    projection = np.eye(columns, dtype=np.float32)
-    if dim < columns:
-        # Directions of the second moment, not centred: they keep the cosine best.
-        _, vectors = np.linalg.eigh(rows.T @ rows)
-        projection = np.ascontiguousarray(vectors[:, ::-1][:, :dim].T, np.float32)
-    branches: list[Branch] = []
-    for name in heads:
-        head = find_head(name)
-        weights = {k: v.astype(np.float32) for k, v in head.initial(dim, rng).items()}
-        weights = head.scaled(weights, 0.0 if branches else START_SCALE)
-        branches.append(Branch(name, weights, projection.copy()))
-    return branches
-
-
-class _Learner:
-    """The branches while they are learned, in place and in float32, and the state of Adam."""
-
-    def __init__(self, branches: list[Branch], rows: np.ndarray, pairs: Pairs, losses: list[Loss]):
-        self.branches, self.rows, self.pairs, self.losses = branches, rows, pairs, losses
-        low = pairs.labels.min()
-        self.targets = ((pairs.labels - low) / np.ptp(pairs.labels)).astype(np.float32)
-        self.constant = np.full(1, -START_SCALE / 2, np.float32)
-        self.parameters: dict[Key, np.ndarray] = {(-1, "constant"): self.constant}
-        for number, branch in enumerate(branches):
-            for name, value in branch.parameters.items():
-                self.parameters[number, name] = value
-        self.start = {key: value.copy() for key, value in self.parameters.items()}
-        self.mean = {key: np.zeros_like(value) for key, value in self.parameters.items()}
-        self.square = {key: np.zeros_like(value) for key, value in self.parameters.items()}
-        self.steps = 0
-
-    def epochs(
-        self, epochs: int, batch: int, rate: float, rng: np.random.Generator
-    ) -> Iterator[float]:
-        """Learn for a number of epochs; give the mean loss of each."""
-        total = epochs * -(-len(self.pairs) // batch)
-        for _ in range(epochs):
-            losses = []
-            for chosen in self._batches(batch, rng):
-                left = self.rows[self.pairs.left[chosen]]
-                right = self.rows[self.pairs.right[chosen]]
-                value, gradients = batch_gradients(
-                    self.branches, self.constant, left, right, self.targets[chosen], self.losses
-                )
-                losses.append(value)
-                self._step(gradients, rate * 0.5 * (1 + np.cos(np.pi * self.steps / total)))
-            yield float(np.mean(losses))
-
-    def _batches(self, batch: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Deal the shuffled pairs out so that every batch has its share of low and high labels."""
-        count = -(-len(self.pairs) // batch)
-        order = rng.permutation(len(self.pairs))
-        order = order[np.argsort(self.targets[order], kind="stable")]
-        # Neighbours in label, as many as there are batches, go to the batches in random order.
-        order = order[np.argsort(np.arange(len(order)) // count + rng.random(len(order)))]
-        return [order[first::count] for first in range(count)]
-
-    def _step(self, gradients: dict[Key, np.ndarray], rate: float) -> None:
-        """Take one step of Adam; projections are also drawn back towards their start."""
-        self.steps += 1
-        correction = np.sqrt(1 - 0.999**self.steps) / (1 - 0.9**self.steps)
-        for key, gradient in gradients.items():
-            value, mean, square = self.parameters[key], self.mean[key], self.square[key]
-            mean += 0.1 * (gradient - mean)
-            square += 0.001 * (gradient * gradient - square)
-            step = mean / (np.sqrt(square) + 1e-8)
-            if key[1] == "projection":
-                value -= rate * correction * step + min(rate * PULL, 1) * (value - self.start[key])
-            else:
-                value -= PACE * rate * correction * step
-
-    def scores(self, pairs: Pairs) -> np.ndarray:
-        """Compute raw scores of pairs of the learner's rows, (M,) float32."""
-        blocks = [slice(start, start + 4096) for start in range(0, len(pairs), 4096)]
-        scores = []
-        for block in blocks:
-            left, right = self.rows[pairs.left[block]], self.rows[pairs.right[block]]
-            scores.append(sum(branch.forward(left, right)[0] for branch in self.branches))
-        return np.concatenate(scores) + self.constant
-
-    def snapshot(self) -> tuple[list[Branch], float]:
-        """Copy what was learned so far: branches and constant."""
-        return [branch.as_float64() for branch in self.branches], float(self.constant[0])
-
-
-def _learn(
-    learner: _Learner,
-    held: Pairs,
-    graded: bool,
-    settings: dict[str, Any],
-    rng: np.random.Generator,
-    on_epoch: Callable[[dict[str, Any]], None] | None,
-) -> tuple[list[Branch], float, list[dict[str, Any]]]:
-    """Learn until the epochs are over or `PATIENCE` is; return the best epoch and the history."""
-    metric = "spearman" if graded else "average_precision"
-    history: list[dict[str, Any]] = []
-    best, best_epoch, kept = -np.inf, 0, learner.snapshot()
-    for loss in learner.epochs(
-        settings["epochs"], settings["batch"], settings["learning_rate"], rng
-    ):
-        epoch = len(history) + 1
-        if not np.isfinite(loss):
-            raise ArgumentError(
-                f"learning diverged in epoch {epoch}: use a smaller learning rate than "
-                f"{settings['learning_rate']:g}"
+    def run(
+        self,
+        calibration: Calibration,
+        density_at_end: bool,
+        on_estimate: Callable[[float], None] | None,
+    ) -> TrainingResult:
+        """Let every arm learn, keep the best of all and calibrate it."""
+        baselines = self._baselines()
+        resumed = self._resume()
+        if on_estimate is not None:
+            on_estimate(self._estimate())
+        for number in range(len(self.entries), len(self.arms)):
+            self._learn(number, resumed)
+            resumed = None
+        best = max(self.entries, key=lambda entry: entry[self.metric])
+        simple = max(baselines, key=lambda entry: entry[self.metric])
+        kept = best if best[self.metric] >= simple[self.metric] else simple
+        arms = [
+            {**{k: v for k, v in entry.items() if k != "model"}, "kept": entry is kept}
+            for entry in (*baselines, *self.entries)
+        ]
+        self.notes.append(_comparison(arms, self.metric, self.task.graded))
+        if kept is simple:
+            self.notes.append(
+                f"learning did not help there, so the {simple['arm']} was kept and calibrated"
             )
-        value = _rank_quality(learner.scores(held), held.labels, graded)
-        history.append({"epoch": epoch, "epochs": settings["epochs"], "loss": loss, metric: value})
-        if on_epoch is not None:
-            on_epoch(history[-1])
-        if value > best:
-            best, best_epoch, kept = value, epoch, learner.snapshot()
-        elif epoch - best_epoch >= max(PATIENCE, settings["epochs"] // 4):
-            break
-    return *kept, history
+            model = simple["model"]
+            scores = model_scores(self.task.embeddings, model, self.task.plain_held)
+        else:
+            model, scores = self._final(best, density_at_end)
+        description = {
+            **self.task.settings,
+            **self._described(kept),
+            "learned": kept is best,
+            "pairs": len(self.task.given),
+            "validation_pairs": len(self.task.held),
+        }
+        model, notes = calibrated(model, scores, self.task.held.labels, calibration)
+        self.notes += notes
+        model = replace(model, description={**description, "notes": self.notes})
+        return TrainingResult(model, self.history, [*self.resumed, *self.notes], arms)
+
+    def _estimate(self) -> float:
+        """Estimate the seconds that all arms take from a few steps of the first."""
+        batch, pairs = self.task.settings["batch"], len(self.task.given)
+        learner = start_learner(self.arms[0], self.task, self._rng(0))
+        each = learner.seconds_a_step(min(batch, pairs), self._rng(0))
+        return each * -(-pairs // batch) * (sum(self.epochs) - len(self.history))
+
+    def _learn(self, number: int, resumed: dict[str, np.ndarray] | None) -> None:
+        """Let one arm learn, from where it was left if that is known."""
+        arm, task = self.arms[number], self.task
+        rng = self._rng(number)
+        learner = start_learner(arm, task, rng)
+        progress = Progress.begin(learner)
+        if resumed is not None:
+            self._continue(learner, progress, rng, resumed)
+
+        def on_epoch(entry: dict[str, Any]) -> None:
+            entry["arm"] = arm.name
+            left = sum(self.epochs[number:]) - len(progress.history)
+            entry["epochs_left"] = left
+            each = float(np.median([entry["seconds"] for entry in progress.history]))
+            entry["seconds_left"] = left * each
+            self.history.append(entry)
+            self._save(learner, progress, rng)
+            if self.on_epoch is not None:
+                self.on_epoch(entry)
+
+        learn(
+            learner,
+            task.held,
+            graded=task.graded,
+            epochs=self.epochs[number],
+            batch=task.settings["batch"],
+            rng=rng,
+            progress=progress,
+            on_epoch=on_epoch,
+        )
+        entry = {
+            "arm": arm.name,
+            self.metric: progress.best,
+            "epoch": progress.best_epoch,
+            "epochs": self.epochs[number],
+            "seconds": sum(epoch["seconds"] for epoch in progress.history),
+            "settings": asdict(arm),
+        }
+        if all(progress.best > other[self.metric] for other in self.entries):
+            self.best = {key: v for key, v in learner.state().items() if key.startswith("value/")}
+        self.entries.append(entry)
+
+    def _rng(self, number: int) -> np.random.Generator:
+        """Return an arm's own source of chance, so that arms do not hang on each other."""
+        return np.random.default_rng([self.task.settings["seed"], 2, number])
+
+    def _baselines(self) -> list[dict[str, Any]]:
+        """Measure raw cosine and the unlabelled PCA on the validation pairs."""
+        task = self.task
+        found = []
+        for name, model in (
+            ("raw cosine", raw_cosine_model(task.embeddings)),
+            ("unlabelled PCA", pca_model(task.sample)),
+        ):
+            scores = model_scores(task.embeddings, model, task.plain_held)
+            quality = rank_quality(scores, task.held.labels, task.graded)
+            found.append({"arm": name, self.metric: quality, "model": model})
+        return found
+
+    def _described(self, kept: dict[str, Any]) -> dict[str, Any]:
+        if "settings" in kept:
+            return {"arm": kept["arm"], **kept["settings"], "epochs": kept["epochs"]}
+        return {"arm": kept["arm"], "head": kept["model"].branches[0].head}
+
+    def _final(self, best: dict[str, Any], density_at_end: bool) -> tuple[Model, np.ndarray]:
+        """Return the best arm's model and its raw scores of the validation pairs."""
+        task = self.task
+        number = self.entries.index(best)
+        learner = start_learner(self.arms[number], task, self._rng(number))
+        learner.restore({"steps": np.zeros(1), **self.best})
+        score, preparation = learner.score, self.arms[number].preparation
+        raw = learner.scores(task.held)
+        density, own = None, np.zeros(len(raw))
+        fitted = task.density(preparation)
+        if score.density is not None and fitted is not None:
+            weights = score.density.astype(np.float64)
+            density = replace(fitted[0], weights=weights)
+            own = _both(fitted[1], task.held).T @ weights
+        constant = float(score.constant[0])
+        after_link = score.slope is not None
+        model = Model(
+            score.branches,
+            learner.rows.shape[1],
+            learner.rows.preparation,
+            density,
+            constant=0.0 if after_link else constant,
+            link=score.link,
+            slope=1.0 if score.slope is None else float(score.slope[0]),
+            offset=constant if after_link else 0.0,
+        )
+        alone = score.branches[0].stands_alone
+        if not density_at_end or alone or model.asymmetric:
+            return model, raw
+        return self._with_density(model, learner, raw, raw - own)
+
+    def _with_density(
+        self, model: Model, learner: Learner, raw: np.ndarray, without: np.ndarray
+    ) -> tuple[Model, np.ndarray]:
+        """Measure density among the outputs of the learned tower, in place of any other.
+
+        It is kept if cross-fitting on the validation pairs says that this gains.
+
+        Parameters
+        ----------
+        model : the model so far.
+        learner : what its arm learned.
+        raw, without : (M,) its scores of the validation pairs, with density and without.
+        """
+        held, graded = self.task.held, self.task.graded
+        again = self.task.measured_density(learner.rows, learner.score.branches[0].tower)
+        if again is None:
+            return model, raw
+        features = np.concatenate([without[None], _both(again[1], held)])
+        gain = _cross_fitted_gain(features, raw, held.labels, graded)
+        found = fit_combination(features, held.labels, graded)
+        if gain <= LEAST_GAIN or found[0] <= 0:
+            return model, raw
+        self.notes.append(
+            f"density among what was learned gains {gain:.3f} on the validation pairs: kept"
+        )
+        model = replace(model, density=None).calibrated(found[0], found[-1])
+        density = replace(again[0], weights=found[1:-1])
+        return replace(model, density=density), found[:-1] @ features + found[-1]
+
+    # --- state ---
+
+    def _save(self, learner: Learner, progress: Progress, rng: np.random.Generator) -> None:
+        if self.checkpoint is None:
+            return
+        config = {
+            "identity": self.identity,
+            "entries": self.entries,
+            "history": self.history,
+            "epochs_done": len(progress.history),
+            "best": progress.best,
+            "best_epoch": progress.best_epoch,
+            "rng": rng.bit_generator.state,
+        }
+        arrays = {f"learner/{name}": value for name, value in learner.state().items()}
+        for (number, name), value in progress.kept.items():
+            arrays[f"kept/{number}/{name}"] = value
+        arrays.update({f"best/{name}": value for name, value in self.best.items()})
+        self.checkpoint.save(config, arrays)
+
+    def _resume(self) -> dict[str, np.ndarray] | None:
+        """Take over a saved state; return the arrays of the arm that was learning."""
+        loaded = None if self.checkpoint is None else self.checkpoint.load()
+        if loaded is None:
+            return None
+        config, arrays = loaded
+        for name, identity in self.identity.items():
+            if config["identity"].get(name) != identity:
+                raise MismatchError(
+                    f"the training to be continued had other {name}: give the same or start anew"
+                )
+        self.entries, self.history = config["entries"], config["history"]
+        self._saved = config
+        groups: dict[str, dict[str, np.ndarray]] = {"learner": {}, "kept": {}, "best": {}}
+        for name, value in arrays.items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = value
+        self.best = groups["best"]
+        self._kept = groups["kept"]
+        self.resumed = [f"continued after {len(self.history)} epochs"]
+        return groups["learner"]
+
+    def _continue(
+        self,
+        learner: Learner,
+        progress: Progress,
+        rng: np.random.Generator,
+        arrays: dict[str, np.ndarray],
+    ) -> None:
+        """Put a learner back to where it was when its state was saved."""
+        config = self._saved
+        learner.restore(arrays)
+        progress.history = self.history[len(self.history) - config["epochs_done"] :]
+        progress.best, progress.best_epoch = config["best"], config["best_epoch"]
+        for name, value in self._kept.items():
+            number, _, own = name.partition("/")
+            progress.kept[int(number), own] = value
+        rng.bit_generator.state = config["rng"]
 
 
-def _rank_quality(scores: np.ndarray, labels: np.ndarray, graded: bool) -> float:
-    """Return what decides between epochs: average precision, Spearman's rho for grades."""
-    metrics = evaluate_scores(scores, labels, graded=graded)
-    value = metrics["spearman" if graded else "average_precision"]
-    return -1.0 if value is None else value  # all scores the same
+def _both(density: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """Return the densities of both sides of pairs, summed, (3, M) float64."""
+    return (density[pairs.left] + density[pairs.right]).T.astype(np.float64)
 
 
-def _score_pairs(embeddings: np.ndarray, model: Model, pairs: Pairs) -> np.ndarray:
+def _cross_fitted_gain(
+    features: np.ndarray, raw: np.ndarray, labels: np.ndarray, graded: bool
+) -> float:
+    """Return what a combination of features gains over raw scores on pairs it was not fitted to."""
+    rng = np.random.default_rng(0)
+    gains = []
+    for _ in range(5):
+        half = rng.permutation(len(labels)) % 2 == 0
+        for fitted in (half, ~half):
+            if np.ptp(labels[fitted]) == 0 or np.ptp(labels[~fitted]) == 0:
+                return 0.0
+            found = fit_combination(features[:, fitted], labels[fitted], graded)
+            combined = found[:-1] @ features[:, ~fitted]
+            before, after = (
+                rank_quality(scores, labels[~fitted], graded) for scores in (raw[~fitted], combined)
+            )
+            gains.append(after - before)
+    return float(np.mean(gains))
+
+
+# --- what follows the choice ----------------------------------------------------------------------
+
+
+def _comparison(arms: list[dict[str, Any]], metric: str, graded: bool) -> str:
+    name = "Spearman's rho" if graded else "average precision"
+    values = ", ".join(f"{entry['arm']} {entry[metric]:.3f}" for entry in arms)
+    return f"{name} on the validation pairs: {values}"
+
+
+def raw_cosine_model(embeddings: np.ndarray) -> Model:
+    """Return the built-in cosine for embeddings of these columns alone."""
+    return replace(builtin("cosine"), input_columns=embeddings.shape[1])
+
+
+def model_scores(embeddings: np.ndarray, model: Model, pairs: Pairs) -> np.ndarray:
+    """Score pairs of rows by the model's own formula, block by block, (M,) float64."""
     scores = np.empty(len(pairs))
-    for start in range(0, len(pairs), 4096):
-        block = slice(start, start + 4096)
+    for block in blocks(len(pairs), 4096):
         left, right = embeddings[pairs.left[block]], embeddings[pairs.right[block]]
         scores[block] = model.score(left, right)
     return scores
 
 
-def fit_log_odds(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Fit the log-odds of a good pair as ``slope * score + offset`` (Platt).
-
-    Parameters
-    ----------
-    scores : (M,) float64.
-    labels : (M,) 0 or 1, both present.
-    """
-    mean, spread = scores.mean(), scores.std() or 1.0
-    x = np.stack([(scores - mean) / spread, np.ones_like(scores)])
-    n_good, n_bad = labels.sum(), (1 - labels).sum()
-    # Platt's targets: slightly inside 0 and 1, so that separable pairs keep finite odds.
-    target = np.where(labels == 1, (n_good + 1) / (n_good + 2), 1 / (n_bad + 2))
-    found = np.array([0.0, np.log(n_good / n_bad)])
-    value = cross_entropy(found @ x, target)[0]
-    for _ in range(100):
-        probability = _sigmoid(found @ x)
-        gradient = x @ (probability - target)
-        curvature = (x * (probability * (1 - probability))) @ x.T + 1e-9 * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        while (new := cross_entropy((found - step) @ x, target)[0]) > value and abs(step).max() > 0:
-            step = step / 2
-        found, gain, value = found - step, value - new, new
-        if gain < 1e-12:
-            break
-    return float(found[0] / spread), float(found[1] - found[0] * mean / spread)
-
-
-def fit_grade(scores: np.ndarray, grades: np.ndarray) -> tuple[float, float]:
-    """Fit the grade as ``slope * score + offset`` by least squares."""
-    centred = scores - scores.mean()
-    slope = float(centred @ grades / max(centred @ centred, 1e-300))
-    return slope, float(grades.mean() - slope * scores.mean())
-
-
 def _cosine_alone(
-    embeddings: np.ndarray, given: Pairs, held: Pairs | None, graded: bool, why: str
+    embeddings: np.ndarray, given: Pairs, held: Pairs | None, calibration: Calibration, why: str
 ) -> TrainingResult:
     """Fit only calibration and threshold of the raw cosine, on all pairs that came."""
     parts = [given] if held is None else [given, held]
-    sides = [np.concatenate([getattr(p, f) for p in parts]) for f in ("left", "right", "labels")]
-    fitted = "calibration" if graded else "calibration and threshold"
+    pairs = Pairs(*(np.concatenate([getattr(p, f) for p in parts]) for f in _FIELDS))
+    fitted = "calibration" if calibration.graded else "calibration and threshold"
     notes = [f"the {len(given)} pairs {why}: only {fitted} of the raw cosine were fitted"]
-    description = {"head": "cosine", "learned": False, "graded": graded, "pairs": len(sides[0])}
-    return _result(embeddings, _raw_cosine_model(embeddings), Pairs(*sides), description, [], notes)
+    scores = raw_cosine(embeddings, pairs.left, pairs.right)
+    model, more = calibrated(raw_cosine_model(embeddings), scores, pairs.labels, calibration)
+    notes += more
+    description = {
+        "head": "cosine",
+        "learned": False,
+        "graded": calibration.graded,
+        "pairs": len(pairs),
+        "notes": notes,
+    }
+    return TrainingResult(replace(model, description=description), [], notes, [])
 
 
-def _finish(
-    embeddings: np.ndarray,
-    model: Model,
-    held: Pairs,
-    origin: str,
-    graded: bool,
-    history: list[dict[str, Any]],
-) -> TrainingResult:
-    """Keep the learned model, or raw cosine where that ranks better, and calibrate it."""
-    cosine = raw_cosine(embeddings, held.left, held.right)
-    learned = _score_pairs(embeddings, model, held)
-    before, after = (_rank_quality(scores, held.labels, graded) for scores in (cosine, learned))
-    name = "Spearman's rho" if graded else "average precision"
-    notes = [
-        f"{len(held)} validation pairs, {origin}",
-        f"{name} on the validation pairs: raw cosine {before:.3f}, learned {after:.3f}",
-    ]
-    description = {**model.description, "learned": after >= before}
-    if after < before:
-        notes.append("learning did not help there, so the raw cosine was kept and calibrated")
-        model = _raw_cosine_model(embeddings)
-    result = _result(embeddings, model, held, description, history, notes)
-    metric = "spearman" if graded else "average_precision"
-    return replace(result, validation={metric: max(before, after)})
-
-
-def _raw_cosine_model(embeddings: np.ndarray) -> Model:
-    return replace(builtin("cosine"), input_columns=embeddings.shape[1])
-
-
-def _result(
-    embeddings: np.ndarray,
-    model: Model,
-    pairs: Pairs,
-    description: dict[str, Any],
-    history: list[dict[str, Any]],
-    notes: list[str],
-) -> TrainingResult:
-    """Bring scores into log-odds with the threshold of the best F1, or into grades."""
-    scores = _score_pairs(embeddings, model, pairs)
-    graded = description["graded"]
-    slope, offset = (fit_grade if graded else fit_log_odds)(scores, pairs.labels)
-    if slope <= 0:
-        notes.append("higher scores do not go with higher labels, so all scores come out alike")
-        slope, mean = 1e-3 / max(float(scores.std()), 1e-9), float(pairs.labels.mean())
-        level = mean if graded else float(np.log(mean / (1 - mean)))
-        offset = level - slope * float(scores.mean())
-    changes: dict[str, Any] = {"unit": "grade"}
-    if not graded:
-        threshold = best_threshold(offset + slope * scores, pairs.labels)
-        changes = {"unit": "log-odds", "threshold": threshold}
-    description = {**description, "notes": notes}
-    model = model.calibrated(slope, offset, description=description, **changes)
-    return TrainingResult(model, history, notes)
+_FIELDS = ("left", "right", "labels")

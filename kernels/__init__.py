@@ -51,10 +51,16 @@ size, thread count or order, and for (i, j) and (j, i).
 Tiles (all pairs) compute the same raw score in another order and only find candidates:
 `tile_bound` says how far they can be from the pair kernel. Top-k and threshold results carry pair
 kernel scores; ties go to the lower index. Dense output carries the tile's own values.
+
+A `Network` in the plan takes the place of the sum over columns. A hidden unit starts at its bias
+and is one chain of fused multiply-adds over its inputs in order; what ``output`` and ``direct``
+weigh is multiplied, then added one after another, and c is added last. So here too a pair's bits
+depend on nothing but its rows, and both forms of network are symmetric to the bit.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -72,8 +78,36 @@ SEGMENTS = ("product", "maximum", "mirrored", "absolute", "squared")
 PRECISIONS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i1"}
 """Precision of the stored columns -> NumPy type (bfloat16 is kept as its 16 bits)."""
 
-LINKS = ("identity", "negative_root")
-"""Links by code. identity: raw. negative_root: -sqrt(-raw), 0 where raw > 0."""
+LINKS = ("identity", "negative_root", "exponential", "negative_arcosh")
+"""Links by code, with t = min(raw, 0) in all but the first.
+
+identity: raw. negative_root: -sqrt(-t). exponential: exp(t). negative_arcosh: -arcosh(1 - t),
+computed as -log1p(-t + sqrt(t (t - 2))). The last two are computed in float64 and rounded once, so
+that their bits do not hang on a library of vector functions.
+"""
+
+
+def raw_floor(score: float, link: int, slope: float, offset: float) -> float:
+    """Return a raw score that is not above any raw score whose score is at least `score`.
+
+    Margins cover the rounding of the link, of slope and offset, and of the score itself to
+    float32. `link` is the place in `LINKS`. Numba compiles this function too.
+    """
+    value = (score - offset) / slope
+    if link == 0 and slope == 1.0 and offset == 0.0:
+        return value
+    value -= 1e-6 * (abs(value) + abs(offset / slope)) + 1e-44 * (1 + 1 / slope)
+    if link == 0:
+        return value
+    if link == 1:
+        return -(value * value) * (1 + 1e-6) if value < 0 else 0.0
+    if link == 2:
+        if value <= 0:
+            return -math.inf
+        return math.log(value) - 1e-6 if value < 1 else 0.0
+    if value >= 0:
+        return 0.0
+    return -2 * math.sinh(-value / 2) ** 2 * (1 + 1e-6) if value > -80 else -math.inf
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
@@ -170,6 +204,77 @@ class RowLayout:
         return (*(run // LANES for run in self.runs), *offsets)
 
 
+NETWORK_FORMS = ("features", "orders")
+"""What a network's first layer sees: see `Network`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """Layers that compare two rows where no sum over columns does.
+
+    The rows' product columns are then not multiplied; they are what the network sees. With x and y
+    those of a pair and net(f) = output . h + direct . f, h the last of the layers
+    ``h = max(matrix h + bias, 0)`` that begin with h = f::
+
+        features    raw = c + net([x y, |x - y|, x + y])
+        orders      raw = c + (net([x, y]) + net([y, x])) / 2
+
+    Parameters
+    ----------
+    form : a name of `NETWORK_FORMS`.
+    layers : (matrix (h, f), bias (h,)) of each hidden layer, at least one.
+    output : (h,).
+    direct : (f,), or None for zeros.
+    """
+
+    form: str
+    layers: tuple[tuple[np.ndarray, np.ndarray], ...]
+    output: np.ndarray
+    direct: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays by name."""
+        arrays = {"output": self.output}
+        if self.direct is not None:
+            arrays["direct"] = self.direct
+        for number, (matrix, bias) in enumerate(self.layers):
+            arrays[f"matrix_{number}"], arrays[f"bias_{number}"] = matrix, bias
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, form: str, arrays: dict[str, np.ndarray]) -> Network:
+        """Return the network of what `arrays` gave; shapes that do not fit are a ValueError."""
+        count = sum(name.startswith("matrix_") for name in arrays)
+        layers = tuple((arrays[f"matrix_{n}"], arrays[f"bias_{n}"]) for n in range(count))
+        network = cls(form, layers, arrays["output"], arrays.get("direct"))
+        widths = [matrix.shape[1] for matrix, _ in layers] + [len(network.output)]
+        fits = all(
+            matrix.shape == (after, before) and bias.shape == (after,)
+            for (matrix, bias), before, after in zip(layers, widths, widths[1:], strict=False)
+        )
+        direct = network.direct is None or network.direct.shape == (widths[0],)
+        if form not in NETWORK_FORMS or not count or not fits or not direct:
+            raise ValueError(f"arrays {sorted(arrays)} are not those of a network of form {form!r}")
+        return network
+
+    @property
+    def columns(self) -> int:
+        """Product columns of a row that it sees."""
+        return self.layers[0][0].shape[1] // (3 if self.form == "features" else 2)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Network) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        parts = sorted(self.arrays.items())
+        return self.form, *((name, a.shape, a.dtype.str, a.tobytes()) for name, a in parts)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is not per entity: the layout, the constant, the link, the int8 segment scales.
@@ -181,6 +286,7 @@ class Plan:
     link : a name of `LINKS`.
     slope, offset : floats of ``score = offset + slope * link(raw)``; slope > 0.
     segment_scales : one float a segment, used by int8 tables only (product: unused).
+    network : layers that take the place of the sum over columns, or None.
     """
 
     layout: RowLayout
@@ -189,6 +295,7 @@ class Plan:
     slope: float = 1.0
     offset: float = 0.0
     segment_scales: tuple[float, ...] = field(default=(1.0,) * len(SEGMENTS))
+    network: Network | None = None
 
     @property
     def precision(self) -> str:
@@ -215,13 +322,4 @@ class Plan:
         Scans use it to turn a threshold on scores into one on raw scores; what passes is checked
         again on the score itself.
         """
-        value = (float(score) - self.offset) / self.slope
-        margin = 1e-6 * (abs(value) + abs(self.offset / self.slope)) if self._rounds else 0.0
-        value -= margin
-        if self.link == "negative_root":
-            return -(value * value) * (1 + 1e-6) if value < 0 else 0.0
-        return value
-
-    @property
-    def _rounds(self) -> bool:
-        return (self.link, self.slope, self.offset) != ("identity", 1.0, 0.0)
+        return raw_floor(float(score), self.link_code, self.slope, self.offset)

@@ -8,13 +8,14 @@ atomic reference counts, as much as a short pair. Whoever makes them keeps the a
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from fastpair.kernels import Plan
+from fastpair.kernels import Plan, raw_floor
 from fastpair.kernels.simd import (
     TILE_COLUMNS,
     TILE_ROWS,
@@ -217,17 +218,38 @@ def _raw(table, left, right):
 
 @jit
 def _link(raw, table):
-    """offset + slope * link(raw), in float32."""
+    """offset + slope * link(raw), in float32; exp and log1p in float64, rounded once."""
     value = raw
-    if table.link == 1:
-        value = -np.sqrt(max(-raw, np.float32(0.0)))
+    if table.link > 0:
+        below = min(raw, np.float32(0.0))
+        if table.link == 1:
+            value = -np.sqrt(-below)
+        elif table.link == 2:
+            value = np.float32(math.exp(np.float64(below)))
+        else:
+            t = np.float64(below)
+            value = np.float32(-math.log1p(-t + math.sqrt(t * (t - 2.0))))
     return table.constants[2] + table.constants[1] * value
 
 
 @jit
 def _ceiling(table):
     """Raw score from which on the link rises no more."""
-    return np.float32(0.0) if table.link == 1 else np.float32(np.inf)
+    return np.float32(0.0) if table.link > 0 else np.float32(np.inf)
+
+
+_raw_floor = jit(raw_floor)
+
+
+@jit
+def _level(raw, table):
+    """A raw score that is not above any whose score may equal that of `raw`.
+
+    Links and the rounding of slope and offset make many raw scores one score.
+    """
+    slope, offset = np.float64(table.constants[1]), np.float64(table.constants[2])
+    floor = _raw_floor(np.float64(_link(raw, table)), table.link, slope, offset)
+    return min(raw, np.float32(max(floor, np.float64(LOWEST))))
 
 
 @jit
@@ -246,6 +268,113 @@ def score_pairs(table, left, right, scores):
         here = left_base + np.int64(left[pair]) * row_bytes
         there = right_base + np.int64(right[pair]) * row_bytes
         scores[pair] = _link(_raw(table, here, there), table)
+
+
+# --- one pair: networks --------------------------------------------------------------------------
+
+_GROUPS_TOGETHER = 8
+"""Groups of TILE_ROWS pairs that pass a layer together, so that its weights are read for all."""
+
+
+def pack_layer(matrix: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a layer's weights (panels, f, TILE_COLUMNS) and biases (panels, TILE_COLUMNS)."""
+    units, inputs = matrix.shape
+    panels = -(-units // TILE_COLUMNS)
+    weights = np.zeros((panels * TILE_COLUMNS, inputs), np.float32)
+    biases = np.zeros(panels * TILE_COLUMNS, np.float32)
+    weights[:units], biases[:units] = matrix, bias
+    turned = weights.reshape(panels, TILE_COLUMNS, inputs).swapaxes(1, 2)
+    return np.ascontiguousarray(turned), biases.reshape(panels, TILE_COLUMNS)
+
+
+@jit
+def _network_inputs(x, y, columns, orders, inputs, pair):
+    """Write what the first layer sees of one pair of rows into its place in a group."""
+    for c in range(columns):
+        if orders:
+            inputs[c, pair], inputs[columns + c, pair] = x[c], y[c]
+        else:
+            inputs[c, pair] = x[c] * y[c]
+            inputs[columns + c, pair] = abs(x[c] - y[c])
+            inputs[2 * columns + c, pair] = x[c] + y[c]
+
+
+@jit
+def _network_layer(inputs, weights, biases, units, groups, outputs):
+    """Fill `outputs` (groups, units, TILE_ROWS) with max(weights inputs + biases, 0)."""
+    tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+    nothing = np.zeros(TILE_ROWS, np.float32)
+    count = weights.shape[1]
+    for panel in range(len(weights)):
+        first = panel * TILE_COLUMNS
+        for group in range(groups):
+            register_tile(
+                address(inputs) + group * inputs.shape[1] * TILE_ROWS * 4,
+                address(weights) + panel * count * TILE_COLUMNS * 4,
+                address(nothing),
+                address(biases) + panel * TILE_COLUMNS * 4,
+                count,
+                0,
+                0,
+                np.float32(0.0),
+                -np.float32(np.inf),
+                address(tile),
+            )
+            for n in range(min(TILE_COLUMNS, units - first)):
+                for pair in range(TILE_ROWS):
+                    outputs[group, first + n, pair] = max(tile[pair, n], np.float32(0.0))
+
+
+@jit
+def _weighted_sum(values, weights, count, sums):
+    """Add ``weights . values`` to the sums (TILE_ROWS,), one term after another."""
+    for n in range(count):
+        for pair in range(TILE_ROWS):
+            sums[pair] += weights[n] * values[n, pair]
+
+
+@jit
+def score_network(left_columns, right_columns, network, left, right, scores):
+    """Fill `scores` (m,) float32 for pairs of row numbers by a network.
+
+    `left_columns` and `right_columns` (n, padded columns) are float32; `network` is what
+    `fastpair.kernels.network.NetworkTables` makes of a plan.
+    """
+    weights, biases, widths, output, direct, orders, constants = network
+    columns = widths[0] // (2 if orders else 3)
+    together = _GROUPS_TOGETHER * TILE_ROWS
+    inputs = np.zeros((_GROUPS_TOGETHER, widths[0], TILE_ROWS), np.float32)
+    widest = widths[1:].max()
+    hidden = np.empty((2, _GROUPS_TOGETHER, widest, TILE_ROWS), np.float32)
+    sums = np.empty((_GROUPS_TOGETHER, 2, TILE_ROWS), np.float32)
+    for start in range(0, len(scores), together):
+        count = min(together, len(scores) - start)
+        groups = (count + TILE_ROWS - 1) // TILE_ROWS
+        for order in range(2 if orders else 1):
+            for n in range(count):
+                x, y = left_columns[left[start + n]], right_columns[right[start + n]]
+                if order == 1:
+                    x, y = y, x
+                _network_inputs(x, y, columns, orders, inputs[n // TILE_ROWS], n % TILE_ROWS)
+            _network_layer(inputs, weights[0], biases[0], widths[1], groups, hidden[0])
+            for layer in range(1, len(weights)):
+                _network_layer(
+                    hidden[(layer - 1) % 2],
+                    weights[layer],
+                    biases[layer],
+                    widths[layer + 1],
+                    groups,
+                    hidden[layer % 2],
+                )
+            for group in range(groups):
+                own = sums[group, order]
+                own[:] = 0
+                _weighted_sum(hidden[(len(weights) - 1) % 2, group], output, len(output), own)
+                _weighted_sum(inputs[group], direct, len(direct), own)
+        for n in range(count):
+            own = sums[n // TILE_ROWS, :, n % TILE_ROWS]
+            raw = (own[0] + own[1]) * np.float32(0.5) if orders else own[0]
+            scores[start + n] = constants[2] + constants[1] * (constants[0] + raw)
 
 
 # --- all pairs: the walk -------------------------------------------------------------------------
@@ -443,11 +572,13 @@ def _select(values, columns, count, k):
 
 
 @jit
-def _drop_hopeless(values, columns, count, k, slack):
+def _drop_hopeless(table, values, columns, count, k, slack):
     """Drop candidates that cannot be among the best k; return how many stay and the new floor.
 
     Each value is within `slack` of the pair kernel's. The k best values therefore prove that a
-    candidate more than twice the slack below the k-th is not among the k best pairs.
+    candidate more than twice the slack below the k-th is not among the k best pairs, unless its
+    score is the same and its column lower: that does not happen to candidates that are still to
+    come, whose columns are higher.
     """
     if count <= k:
         return count, LOWEST
@@ -456,9 +587,10 @@ def _drop_hopeless(values, columns, count, k, slack):
     for n in range(1, k):
         floor = min(floor, values[n])
     floor -= 2 * slack
+    level = _level(floor, table)
     kept = k
     for n in range(k, count):
-        if values[n] >= floor:
+        if values[n] >= level:
             values[kept], columns[kept] = values[n], columns[n]
             kept += 1
     return kept, floor
@@ -472,7 +604,7 @@ def _shrink(table, row, k, slack, values, columns):
     rounding or a link's end may make equal where raw scores are not.
     """
     count = len(values)
-    kept, floor = _drop_hopeless(values, columns, count, k, slack)
+    kept, floor = _drop_hopeless(table, values, columns, count, k, slack)
     if kept <= count - (count - k) // 4:
         return kept, floor
     for n in range(kept):
@@ -527,7 +659,7 @@ def finish_top_k(table, first_row, low, high, k, slack, filled, values, columns,
     """
     for row in range(low, high):
         value, column = values[row], columns[row]
-        count, _ = _drop_hopeless(value, column, filled[row], k, slack[row])
+        count, _ = _drop_hopeless(table, value, column, filled[row], k, slack[row])
         for n in range(count):
             value[n] = _link(_exact(table, first_row + row, column[n]), table)
         _rank(value, column, count)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fastpair.kernels import SEGMENTS, Plan
+from fastpair.kernels import SEGMENTS, Network, Plan, network
 
 
 def widen(stored: np.ndarray, precision: str) -> np.ndarray:
@@ -64,10 +64,30 @@ def terms(name: str, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.maximum(left, swapped)
 
 
-def apply_link(raw: np.ndarray, plan: Plan) -> np.ndarray:
+def apply_link(raw: np.ndarray, link: str) -> np.ndarray:
+    """Return ``link(raw)``, float64; `link` is a name of `fastpair.kernels.LINKS`."""
+    if link == "identity":
+        return raw
+    below = np.minimum(raw, 0.0)
+    if link == "negative_root":
+        return -np.sqrt(-below)
+    if link == "exponential":
+        return np.exp(below)
+    return -np.log1p(-below + np.sqrt(below * (below - 2)))
+
+
+def finish(raw: np.ndarray, plan: Plan) -> np.ndarray:
     """Return ``offset + slope * link(raw)``."""
-    value = -np.sqrt(np.maximum(-raw, 0.0)) if plan.link == "negative_root" else raw
-    return plan.offset + plan.slope * value
+    return plan.offset + plan.slope * apply_link(raw, plan.link)
+
+
+def _seen(
+    first: dict[str, np.ndarray], second: dict[str, np.ndarray], plan: Plan
+) -> tuple[np.ndarray, np.ndarray, Network]:
+    """Return the columns (m, k) of both sides that the plan's network sees, and the network."""
+    assert plan.network is not None
+    columns = plan.network.columns
+    return first["product"][:, :columns], second["product"][:, :columns], plan.network
 
 
 def score_pairs(
@@ -76,10 +96,13 @@ def score_pairs(
     """Return the scores (m,) float64 of pairs of row numbers `left` and `right`, both (m,)."""
     first = unpack_rows(left_rows[left], plan)
     second = unpack_rows(right_rows[right], plan)
-    raw = float(np.float32(plan.constant)) + (first["bias"] + second["bias"])
+    constant = float(np.float32(plan.constant))
+    if plan.network is not None:
+        return finish(constant + network.raw_scores(*_seen(first, second, plan)), plan)
+    raw = constant + (first["bias"] + second["bias"])
     for name, sign, columns in signed_runs(plan):
         raw = raw + sign * terms(name, first[name][:, columns], second[name][:, columns]).sum(-1)
-    return apply_link(raw, plan)
+    return finish(raw, plan)
 
 
 def magnitudes(
@@ -88,6 +111,9 @@ def magnitudes(
     """Return |c| + |b_i| + |b_j| + sum of |terms| (m,): what float32 errors are relative to."""
     first = unpack_rows(left_rows[left], plan)
     second = unpack_rows(right_rows[right], plan)
+    if plan.network is not None:
+        sizes = network.magnitudes(*_seen(first, second, plan))
+        return abs(plan.constant) + sizes
     size = abs(plan.constant) + np.abs(first["bias"]) + np.abs(second["bias"])
     for name, _, columns in signed_runs(plan):
         size = size + np.abs(terms(name, first[name][:, columns], second[name][:, columns])).sum(-1)
@@ -96,9 +122,13 @@ def magnitudes(
 
 def score_matrix(left_rows: np.ndarray, right_rows: np.ndarray, plan: Plan) -> np.ndarray:
     """Return the scores (n, n') float64 of all pairs of rows."""
+    if plan.network is not None:
+        shape = len(left_rows), len(right_rows)
+        left, right = np.indices(shape).reshape(2, -1)
+        return score_pairs(left_rows, right_rows, left, right, plan).reshape(shape)
     first, second = unpack_rows(left_rows, plan), unpack_rows(right_rows, plan)
     raw = float(np.float32(plan.constant)) + (first["bias"][:, None] + second["bias"][None, :])
     for name, sign, columns in signed_runs(plan):
         for i in range(len(left_rows)):
             raw[i] += sign * terms(name, first[name][i, columns], second[name][:, columns]).sum(-1)
-    return apply_link(raw, plan)
+    return finish(raw, plan)

@@ -34,8 +34,19 @@ def magnitude(entity, other, constant):
 
 def score(entity, other, constant, link="identity", slope=1.0, offset=0.0):
     raw = raw_score(entity, other, constant)
-    value = -math.sqrt(max(-raw, 0.0)) if link == "negative_root" else raw
+    below = min(raw, 0.0)
+    value = {
+        "identity": raw,
+        "negative_root": -math.sqrt(-below),
+        "exponential": math.exp(below),
+        "negative_arcosh": -math.acosh(1 - below) if below < -1e-3 else -lorentz(-below),
+    }[link]
     return offset + slope * value
+
+
+def lorentz(v):
+    """arcosh(1 + v) without the cancellation near 0."""
+    return 2 * math.asinh(math.sqrt(v / 2))
 
 
 def top_k(matrix, k, skip_diagonal):

@@ -85,7 +85,17 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
-    for command in ("demo", "convert", "train", "evaluate", "project", "score", "matrix", "info"):
+    for command in (
+        "demo",
+        "convert",
+        "train",
+        "evaluate",
+        "project",
+        "features",
+        "score",
+        "matrix",
+        "info",
+    ):
         assert f"\n  {command} " in done.stdout
 
 

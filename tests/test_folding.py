@@ -5,13 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import cosine
+from test_heads import random_weights, sums
+from threadpoolctl import threadpool_limits
 
 from fastpair.errors import ArgumentError, DataError, MismatchError
 from fastpair.folding import Folder, fold
-from fastpair.heads import HEADS
+from fastpair.heads import find_head
 from fastpair.kernels import PRECISIONS, reference
-from fastpair.model import BUILTINS, Branch, Model, builtin
+from fastpair.model import BUILTINS, FOLDED_TOGETHER, Branch, Model, Preparation, builtin
 from fastpair.scoring import PairScorer
+from fastpair.towers import Linear
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -20,27 +23,32 @@ def random_model(rng, heads, columns=12, dim=7):
     """A model of several branches, each with a projection and weights of either sign."""
     branches = []
     for name in heads:
-        weights = HEADS[name]().initial(dim, rng)
-        weights = {key: rng.normal(size=value.shape) for key, value in weights.items()}
-        branches.append(Branch(name, weights, rng.normal(size=(dim, columns))))
-    return Model(branches, columns, unit_rows=True, constant=float(rng.normal()))
+        weights = random_weights(name, dim, rng)
+        branches.append(
+            Branch(find_head(name).name, weights, Linear(rng.normal(size=(dim, columns))))
+        )
+    link = find_head(heads[0]).link
+    constant = float(rng.normal()) if link == "identity" else 0.0
+    return Model(branches, columns, Preparation(unit_rows=True), constant=constant, link=link)
 
 
-def relative_error(model, embeddings, precision="float32"):
-    """Kernel scores against the model's own formula, in units of what they are summed from."""
-    rows, plan = fold(model, embeddings, precision)
-    left, right = np.divmod(np.arange(len(embeddings) ** 2), len(embeddings))
-    scores = PairScorer(rows, plan)(left, right)
-    truth = model.score(embeddings[left], embeddings[right])
-    return np.abs(scores - truth), reference.magnitudes(rows, rows, left, right, plan)
-
-
-@settings(max_examples=25, deadline=None)
-@given(heads=st.lists(st.sampled_from(sorted(HEADS)), min_size=1, max_size=4), seed=seeds)
-def test_a_folded_model_scores_what_its_formula_says(heads, seed):
+@settings(max_examples=40, deadline=None)
+@given(heads=sums, seed=seeds)
+def test_formula_reference_and_kernels_agree_and_pairs_may_be_swapped(heads, seed):
     rng = np.random.default_rng(seed)
-    error, size = relative_error(random_model(rng, heads), rng.normal(size=(9, 12)))
-    assert (error <= 1e-5 * size).all()
+    model, embeddings = random_model(rng, heads), rng.normal(size=(9, 12))
+    rows, plan = fold(model, embeddings)
+    left, right = np.divmod(np.arange(81), 9)
+    scores = PairScorer(rows, plan)(left, right)
+    assert scores.tobytes() == PairScorer(rows, plan)(right, left).tobytes()
+    truth = model.score(embeddings[left], embeddings[right])
+    second = reference.score_pairs(rows, rows, left, right, plan)
+    bound = 1e-5 * reference.magnitudes(rows, rows, left, right, plan)
+    if model.link == "negative_arcosh":  # of what the link is taken of
+        scores, truth, second = (np.cosh(part.astype(float)) for part in (scores, truth, second))
+        bound += 1e-6 * truth
+    assert (np.abs(scores - truth) <= bound).all()
+    assert (np.abs(second - truth) <= bound).all()
 
 
 @pytest.mark.parametrize("name", BUILTINS)
@@ -72,7 +80,9 @@ def test_the_zero_vector_has_cosine_0_with_everything():
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16", "int8"])
-@pytest.mark.parametrize("heads", [["cosine"], ["absdiff"], ["sqdiff"], ["max", "product", "sum"]])
+@pytest.mark.parametrize(
+    "heads", [["cosine"], ["absdiff"], ["sqdiff"], ["max", "product", "sum"], ["plda"]]
+)
 def test_a_coarse_table_stays_within_its_stated_bound(precision, heads):
     rng = np.random.default_rng(2)
     embeddings = rng.normal(size=(40, 12))
@@ -105,6 +115,16 @@ def test_rows_do_not_depend_on_blocks_or_threads(precision):
         return np.concatenate([folder.fold(block) for block in blocks]).tobytes(), folder.plan
 
     assert folded(2500, 1) == folded(7, 2) == folded(1024, 3)
+
+
+@pytest.mark.parametrize("dim", [7, 64, 187, 300, 384])
+def test_the_place_in_a_block_does_not_change_a_row(dim):
+    rng = np.random.default_rng(4)
+    model = random_model(rng, ["cosine", "bilinear", "mirrored"], columns=50, dim=dim)
+    same = np.repeat(rng.normal(size=(1, 50)), FOLDED_TOGETHER, axis=0)
+    with threadpool_limits(1, "blas"):
+        folded = model.fold(same)
+    assert all((part.values == part.values[0]).all() for part in folded.segments)
 
 
 def test_bfloat16_rounds_to_the_nearest_and_ties_to_even():

@@ -809,3 +809,29 @@ def test_real_files_agree_across_formats():
         )
         labels = [block.label for block in pairs.blocks(1000) if block.label is not None]
         assert np.concatenate(labels).sum() == 234
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "h5"])
+def test_further_columns_of_pairs_come_as_they_are(tmp_path, suffix):
+    path = tmp_path / f"pairs.{suffix}"
+    columns = {"left": [0, 1, 2], "right": [2, 1, 0], "label": [0, 1, 1], "kind": ["NA", "b", "c"]}
+    table = pa.table(columns)
+    if suffix == "csv":
+        path.write_text("left,right,label,kind\n0,2,0,NA\n1,1,1,b\n2,0,1,c\n")
+    elif suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, values in columns.items():
+                file[name] = values
+    options = {"ids": None, "count": 3, "extra": ["kind", "label"]}
+    for labels in (True, False):
+        source = open_pairs(path, **options, want_labels=labels)
+        blocks = list(source.blocks(2))
+        assert [len(block.extra[0]) for block in blocks] == [2, 1]
+        assert [v for block in blocks for v in block.extra[0].to_pylist()] == columns["kind"]
+        found = [float(v) for block in blocks for v in block.extra[1].to_pylist()]
+        assert found == columns["label"]
+        assert (blocks[0].label is not None) == labels
+    with pytest.raises(DataError, match="colour"):
+        open_pairs(path, ids=None, count=3, extra=["colour"])

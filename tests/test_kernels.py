@@ -45,9 +45,12 @@ def test_reference_and_cpu_agree_with_the_oracle(layout, link, seed):
         naive.score(*couple, plan.constant, link, plan.slope, plan.offset) for couple in couples
     ]
     bound = 1e-5 * np.array(sizes)
-    if link == "negative_root":  # |sqrt(a) - sqrt(b)| <= |a - b| / sqrt(a), and <= sqrt(|a - b|)
+    if link in ("negative_root", "negative_arcosh"):
+        # |sqrt(a) - sqrt(b)| <= |a - b| / sqrt(a), and <= sqrt(|a - b|); the other: at most twice
         root = np.sqrt(np.maximum(-np.array(raws), 1e-30))
-        bound = np.minimum(bound / root, np.sqrt(bound)) + 1e-6 * (root + 1)
+        bound = 2 * np.minimum(bound / root, np.sqrt(bound)) + 1e-6 * (root + 1)
+    elif link == "exponential":  # its slope is at most 1
+        bound += 1e-6
     np.testing.assert_allclose(
         reference.score_pairs(rows, rows, left, right, plan), expected, rtol=1e-11, atol=1e-11
     )
@@ -218,6 +221,35 @@ def test_a_smaller_cpu_gives_the_same_bits():
     smaller = _bits(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="")
     assert smaller["tile"] == 16
     assert smaller["digests"] == here["digests"]
+
+
+# --- links ---
+
+
+@settings(deadline=None)
+@given(
+    raw=st.floats(-200, 1, width=32),
+    link=st.sampled_from(LINKS),
+    slope=st.floats(0.01, 100),
+    offset=st.floats(-10, 10),
+)
+def test_a_floor_is_not_above_what_scores_as_much(raw, link, slope, offset):
+    plan = Plan(some_layout(), 0.0, link, slope, offset)
+    rows = random_table(np.random.default_rng(0), 1, plan)
+    score = cpu.link_scores(np.array([raw], np.float32), cpu.table_arguments(rows, rows, plan))[0]
+    assert plan.raw_floor(float(score)) <= min(raw, 0 if link != "identity" else raw)
+    assert plan.raw_floor(float(score)) >= -np.inf
+    assert plan.raw_floor(slope * 1e3 + offset) >= plan.raw_floor(float(score))
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_links_rise(link):
+    plan = Plan(some_layout(), 0.0, link, 1.0, 0.0)
+    rows = random_table(np.random.default_rng(0), 1, plan)
+    raw = np.sort(-(np.random.default_rng(1).exponential(size=1000) ** 4)).astype(np.float32)
+    scores = cpu.link_scores(raw, cpu.table_arguments(rows, rows, plan))
+    assert (np.diff(scores) >= 0).all()
+    np.testing.assert_allclose(scores, reference.finish(raw.astype(float), plan), 3e-7, 1e-44)
 
 
 # --- two tables ---

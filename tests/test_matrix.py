@@ -61,7 +61,7 @@ def expected_hits(scores, threshold, skip_diagonal):
     ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     layout=layouts,
     link=st.sampled_from(LINKS),
@@ -81,6 +81,24 @@ def test_top_k_is_that_of_the_pair_kernel(layout, link, seed, count, k, threads)
         assert scores[i, : len(best)].tobytes() == exact[i, best].tobytes()
         assert (indices[i, len(best) :] == -1).all()
         assert np.isnan(scores[i, len(best) :]).all()
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("size", [1e-4, 1.0, 8.0])
+def test_links_that_make_scores_equal_leave_the_order_by_column(link, size):
+    rng = np.random.default_rng(16)
+    layout = RowLayout(((0, 0), (0, 0), (0, 0), (0, 0), (0, 6)))
+    plan = Plan(layout, 0.0, link, 0.5, 0.25 if link != "identity" else 0.0)
+    rows = random_table(rng, 150, plan, size)
+    exact = pair_scores(rows, rows, plan)
+    for k in (1, 4, 40):
+        _scores, indices = collect_top_k(AllPairs(rows, None, plan), k)
+        assert indices.tolist() == naive.top_k(exact.tolist(), k, skip_diagonal=True)
+    for threshold in (exact.min(), np.median(exact), exact.max()):
+        hits = collect_hits(AllPairs(rows, None, plan), float(threshold))
+        assert hits == expected_hits(exact, float(threshold), True)
+    _edges, counts = AllPairs(rows, None, plan).histogram(10)
+    assert counts.sum() == 150 * 149
 
 
 @pytest.mark.parametrize("small", [False, True])

@@ -7,21 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_heads import random_weights
 
-from fastpair.errors import ArgumentError, DataError
-from fastpair.evaluation import evaluate_scores, raw_cosine
+from fastpair.arms import ARMS
+from fastpair.calibration import fit_grade, fit_log_odds
+from fastpair.errors import ArgumentError, DataError, MismatchError
+from fastpair.evaluation import evaluate_scores, pca_model, raw_cosine
 from fastpair.heads import HEADS
-from fastpair.model import Branch
-from fastpair.training import (
-    LOSSES,
-    Pairs,
-    batch_gradients,
-    fit_grade,
-    fit_log_odds,
-    split_pairs,
-    train,
-)
+from fastpair.learner import Pairs
+from fastpair.splitting import split_pairs, with_bad_pairs
+from fastpair.training import train
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data" / "amazon-google"
 
@@ -39,46 +33,6 @@ def groups_in_noise(seed: int, count: int = 600, columns: int = 12):
 def pairs_of_pairs(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs in which no entity occurs twice, every other one good."""
     return np.arange(count) * 2, np.arange(count) * 2 + 1, np.arange(count) % 2.0
-
-
-@pytest.mark.parametrize("loss", [*LOSSES, "+".join(LOSSES)])
-@pytest.mark.parametrize("heads", [[head] for head in HEADS] + [["cosine", "absdiff"]])
-def test_gradients_of_loss_and_branches_agree_with_finite_differences(heads, loss):
-    rng = np.random.default_rng(0)
-    branches = [Branch(h, random_weights(h, 3, rng), rng.normal(size=(3, 4))) for h in heads]
-    constant = rng.normal(size=1)
-    left, right = rng.normal(size=(2, 8, 4))
-    target = np.array([0, 1, 0.3, 0.3, 1, 0, 0.7, 1])
-    losses = [LOSSES[name] for name in loss.split("+")]
-
-    def value() -> float:
-        return batch_gradients(branches, constant, left, right, target, losses)[0]
-
-    _, gradients = batch_gradients(branches, constant, left, right, target, losses)
-    parameters = {(-1, "constant"): constant}
-    for number, branch in enumerate(branches):
-        parameters.update({(number, name): v for name, v in branch.parameters.items()})
-    assert gradients.keys() == parameters.keys()
-    for key, array in parameters.items():
-        for index in np.ndindex(array.shape):
-            kept = array[index]
-            array[index] = kept + 1e-6
-            above = value()
-            array[index] = kept - 1e-6
-            below = value()
-            array[index] = kept
-            assert gradients[key][index] == pytest.approx((above - below) / 2e-6, abs=1e-7)
-
-
-def test_losses_are_their_formulas():
-    raw, target = np.array([0.5, -1.0, 2.0]), np.array([1.0, 0.0, 0.5])
-    odds = 1 / (1 + np.exp(-raw))
-    entropy = -np.mean(target * np.log(odds) + (1 - target) * np.log(1 - odds))
-    assert LOSSES["cross-entropy"](raw, target)[0] == pytest.approx(entropy)
-    behind = [raw[q] - raw[p] for p in range(3) for q in range(3) if target[p] > target[q]]
-    ranking = LOSSES["ranking"](raw, target)[0]
-    assert ranking == pytest.approx(np.mean(np.log1p(np.exp(behind))))
-    assert LOSSES["ranking"](raw, np.ones(3))[0] == 0
 
 
 @pytest.mark.parametrize("head", ["cosine+absdiff", "cosine", "sqdiff", "product+sum", "dot+max"])
@@ -116,28 +70,33 @@ def test_scores_are_calibrated_log_odds_and_the_threshold_is_in_their_unit():
 def test_grades_are_learned_in_their_own_unit():
     rows, left, right, labels = groups_in_noise(3)
     grades = 2 + 3 * labels
-    model = train(rows, left, right, grades, graded=True, batch=64).model
+    valid = (left[:200], right[:200], grades[:200])
+    model = train(rows, left, right, grades, valid=valid, graded=True, batch=64).model
     scores = model.score(rows[left], rows[right])
     assert (model.unit, model.threshold) == ("grade", None)
     assert abs(scores - grades).mean() < 0.6
-    assert fit_grade(np.array([1.0, 2.0]), np.array([5.0, 8.0])) == pytest.approx((3, 2))
+    assert fit_grade(scores[:200], grades[:200]) == pytest.approx((1, 0), abs=1e-4)
 
 
 @pytest.mark.parametrize("dim", [1, 5, 12])
 def test_dim_is_the_number_of_columns_of_a_projection(dim):
     rows, *pairs = groups_in_noise(4)
     model = train(rows, *pairs, dim=dim, epochs=8, head="cosine").model
-    assert model.description["dim"] == dim
     if model.description["learned"]:
-        assert model.branches[0].projection.shape == (dim, 12)
+        assert model.description["dim"] == dim
+        assert model.branches[0].tower.projection.shape == (dim, 12)
 
 
 def test_each_epoch_is_reported_and_the_best_one_is_kept():
     rows, *pairs = groups_in_noise(5)
     seen = []
-    result = train(rows, *pairs, valid=pairs, epochs=5, on_epoch=seen.append)
+    said = []
+    reports = {"on_epoch": seen.append, "on_estimate": said.append}
+    result = train(rows, *pairs, valid=pairs, epochs=5, arms="D", **reports)
+    assert 0 < said[0] < 60
     assert seen == result.history
-    assert [entry["epoch"] for entry in seen] == [1, 2, 3, 4, 5]
+    assert [entry["epoch"] for entry in seen][:2] == [1, 2]
+    assert seen[-1]["epoch"] + seen[-1]["epochs_left"] == seen[-1]["epochs"]
     left, right, labels = pairs
     reached = evaluate_scores(result.model.score(rows[left], rows[right]), labels)
     best = max(entry["average_precision"] for entry in seen)
@@ -149,7 +108,7 @@ def test_where_learning_does_not_help_the_raw_cosine_is_kept_and_said():
     good = (raw_cosine(rows, left, right) > 0.2).astype(float)  # cosine is the truth itself
     shuffled = np.random.default_rng(0).permutation(good)
     result = train(rows, left, right, shuffled, valid=(left, right, good), epochs=2)
-    assert result.model.branches[0].projection is None
+    assert result.model.branches[0].tower.kind == "identity"
     assert any("raw cosine was kept" in note for note in result.notes)
     assert result.model.description["learned"] is False
     np.testing.assert_array_equal(
@@ -158,12 +117,198 @@ def test_where_learning_does_not_help_the_raw_cosine_is_kept_and_said():
     )
 
 
+def test_the_best_of_the_arms_and_the_simple_similarities_is_kept():
+    rows, *pairs = groups_in_noise(10)
+    result = train(rows, *pairs, epochs=5)
+    names = [entry["arm"] for entry in result.arms]
+    assert names == ["raw cosine", "unlabelled PCA", *ARMS]
+    (kept,) = (entry for entry in result.arms if entry["kept"])
+    assert kept["average_precision"] == max(e["average_precision"] for e in result.arms)
+    assert result.model.description["arm"] == kept["arm"]
+    assert {entry["arm"] for entry in result.history} == set(ARMS)
+    json.dumps([result.arms, result.history])
+
+
+def test_an_unlabelled_pca_that_ranks_better_is_kept_and_said():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 90)) * np.r_[np.ones(64), np.full(26, 0.5)] + 2
+    left, right = rng.integers(0, 300, (2, 500))
+    scores = pca_model(rows).score(rows[left], rows[right])
+    good = (scores > np.quantile(scores, 0.7)).astype(float)  # the PCA is the truth itself
+    shuffled = rng.permutation(good)
+    result = train(rows, left, right, shuffled, valid=(left, right, good), epochs=1)
+    assert result.model.description["learned"] is False
+    assert any("the unlabelled PCA was kept" in note for note in result.notes)
+    again = result.model.score(rows[left], rows[right])
+    np.testing.assert_array_equal(np.argsort(again), np.argsort(scores))
+
+
+def test_options_replace_those_of_every_arm_and_equal_arms_learn_once():
+    rows, *pairs = groups_in_noise(11)
+    same = {"loss": "ranking", "preparation": "centre", "density": False, "dropout": 0.1}
+    same |= {"learning_rate": 0.01, "pull": 0.0, "epochs": 2}
+    result = train(rows, *pairs, **same)
+    assert [entry["arm"] for entry in result.arms][2:] == ["A", "B"]  # they differ in pace
+    assert train(rows, *pairs, **same, arms="B,D").arms[-1]["arm"] == "B"
+    for entry in result.arms[2:]:
+        assert same.items() - {("learning_rate", 0.01)} <= entry["settings"].items()
+
+
+@pytest.mark.parametrize("head", sorted({*HEADS} - {"sum"}))  # a sum knows no groups
+def test_every_head_learns(head):
+    rows, *pairs = groups_in_noise(12)
+    valid = groups_in_noise(12, count=300)[1:]
+    entry = train(rows, *pairs, valid=valid, head=head, arms="B", epochs=20, batch=64).arms[-1]
+    assert entry["average_precision"] > 0.6
+
+
+@pytest.mark.parametrize("tower", ["identity", "linear", "mlp"])
+def test_every_tower_learns(tower):
+    rows, *pairs = groups_in_noise(13)
+    head = {"identity": "product", "linear": "cosine", "mlp": "cosine"}[tower]
+    result = train(rows, *pairs, valid=pairs, head=head, tower=tower, arms="B", epochs=20, batch=64)
+    raw, _, learned = (entry["average_precision"] for entry in result.arms)
+    assert learned > raw + 0.1
+
+
+def test_pairs_without_weight_are_not_learned_from():
+    rows, left, right, labels = groups_in_noise(14)
+    valid = groups_in_noise(14, count=300)[1:]
+    lies = np.arange(600) % 2
+    told = np.where(lies, 1 - labels, labels)
+    ignored, believed = (
+        train(rows, left, right, told, valid=valid, weights=weights, arms="B", epochs=15, batch=64)
+        for weights in (1.0 - lies, None)
+    )
+    assert ignored.arms[-1]["average_precision"] > believed.arms[-1]["average_precision"] + 0.1
+
+
+def test_good_pairs_alone_are_enough_where_bad_ones_are_sampled():
+    rows, left, right, labels = groups_in_noise(15, count=1500)
+    good = labels == 1
+    model = train(rows, left[good], right[good], labels[good], loss="sampled", batch=64).model
+    unseen = groups_in_noise(15, count=1600)[1:]
+    learned = evaluate_scores(model.score(rows[unseen[0]], rows[unseen[1]]), unseen[2])
+    raw = evaluate_scores(raw_cosine(rows, *unseen[:2]), unseen[2])
+    assert learned["average_precision"] > raw["average_precision"] + 0.1
+
+
+def test_sampled_bad_pairs_are_new_and_none_is_known_to_be_good():
+    rows, left, right, labels = groups_in_noise(16, count=200)
+    good = Pairs(left, right, labels)[labels == 1]
+    given, held = with_bad_pairs(rows, good[:20], good[20:], np.random.default_rng(0))
+    known = {frozenset(pair) for pair in zip(good.left, good.right, strict=True)}
+    for before, after in ((good[:20], given), (good[20:], held)):
+        bad = after[after.labels == 0]
+        assert len(after[after.labels == 1]) == len(before)
+        assert len(bad) > len(before)
+        assert not known & {frozenset(pair) for pair in zip(bad.left, bad.right, strict=True)}
+        assert len({*zip(bad.left, bad.right, strict=True)}) == len(bad)
+
+
+def test_an_asymmetric_model_is_said_to_be_one():
+    rows, *pairs = groups_in_noise(17)
+    result = train(rows, *pairs, valid=pairs, asymmetric=True, epochs=20, arms="B", batch=64)
+    assert any("THE MODEL IS ASYMMETRIC" in note for note in result.notes)
+    assert result.model.asymmetric
+    one, other = rows[pairs[0]], rows[pairs[1]]
+    assert abs(result.model.score(one, other) - result.model.score(other, one)).max() > 0.01
+
+
+def test_the_reflexivity_penalty_brings_entities_closer_to_themselves():
+    rows, *pairs = groups_in_noise(18)
+    shares = []
+    for weight in (0.0, 5.0):
+        options = {"head": "product+sum", "arms": "B", "epochs": 20, "batch": 64}
+        model = train(rows, *pairs, valid=pairs, reflexive=weight, **options).model
+        left, right = rows[pairs[0]], rows[pairs[1]]
+        shares.append(np.mean(model.score(left, right) > model.score(left, left)))
+    assert shares[1] < shares[0]
+
+
+def test_balance_changes_what_is_learned_but_not_what_scores_mean():
+    rows, *pairs = groups_in_noise(19)
+    plain, even = (
+        train(rows, *pairs, valid=pairs, balance=balance, arms="B", epochs=10).model
+        for balance in (False, True)
+    )
+    assert plain.fingerprint() != even.fingerprint()
+    chance = even.probability(even.score(rows[pairs[0]], rows[pairs[1]]))
+    assert chance.mean() == pytest.approx(pairs[2].mean(), abs=0.02)
+
+
+def test_rows_that_are_not_kept_in_memory_give_the_same_model(monkeypatch):
+    rows, *pairs = groups_in_noise(20)
+    kept = train(rows, *pairs, epochs=3, arms="A")
+    monkeypatch.setattr("fastpair.learner.ROWS_KEPT", 0)
+    again = train(rows, *pairs, epochs=3, arms="A")
+    for one, other in zip(kept.history, again.history, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_density_takes_part_where_there_are_rows_enough():
+    rng = np.random.default_rng(21)
+    rows = rng.normal(size=(400, 8))
+    rows[:200] += 4  # close to each other, and yet no good pairs
+    left, right = rng.integers(0, 400, (2, 2000))
+    labels = ((left >= 200) & (right >= 200) & (rng.random(2000) < 0.7)).astype(float)
+    model = train(rows, left, right, labels, arms="A").model
+    assert model.density is not None
+    assert train(rows, left, right, labels, arms="A", density=False).model.density is None
+    few = rows[200:290].astype(np.float32)
+    left, right = left % 90, right % 90
+    assert train(few, left, right, labels, arms="A", epochs=2).model.density is None
+
+
+class Memory:
+    """A checkpoint in memory, after which training may be interrupted."""
+
+    def __init__(self, epochs: int) -> None:
+        self.left, self.state = epochs, None
+
+    def load(self):
+        return self.state
+
+    def save(self, config, arrays):
+        self.state = json.loads(json.dumps(config)), {k: v.copy() for k, v in arrays.items()}
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 7, 11])
+def test_a_training_that_was_interrupted_ends_as_if_it_had_not_been(after):
+    rows, *pairs = groups_in_noise(22)
+    options = {"epochs": 4, "dropout": 0.2}
+    whole = train(rows, *pairs, **options)
+    memory = Memory(after)
+    with pytest.raises(KeyboardInterrupt):
+        train(rows, *pairs, checkpoint=memory, **options)
+    resumed = train(rows, *pairs, checkpoint=memory, **options)
+    assert resumed.model.fingerprint() == whole.model.fingerprint()
+    assert resumed.notes == [f"continued after {after} epochs", *whole.notes]
+    assert [e["loss"] for e in resumed.history] == [e["loss"] for e in whole.history]
+
+
+def test_another_training_cannot_be_continued():
+    rows, *pairs = groups_in_noise(23)
+    memory = Memory(2)
+    with pytest.raises(KeyboardInterrupt):
+        train(rows, *pairs, checkpoint=memory, epochs=4)
+    with pytest.raises(MismatchError, match="had other options"):
+        train(rows, *pairs, checkpoint=memory, epochs=5)
+    with pytest.raises(MismatchError, match="had other embeddings"):
+        train(rows * 2 + 1, *pairs, checkpoint=memory, epochs=4)
+    with pytest.raises(MismatchError, match="had other pairs"):
+        train(rows, pairs[0], pairs[1], 1 - pairs[2], checkpoint=memory, epochs=4)
+
+
 @pytest.mark.parametrize("graded", [False, True])
 def test_few_pairs_only_calibrate_the_raw_cosine(graded):
     rows, left, right, labels = groups_in_noise(7, count=20)
     result = train(rows, left, right, labels, graded=graded)
     assert "the 20 pairs are too few to learn from" in result.notes[0]
-    assert result.model.branches[0].projection is None
+    assert result.model.branches[0].tower.kind == "identity"
     assert result.model.unit == ("grade" if graded else "log-odds")
     assert (result.model.threshold is None) == graded
 
@@ -193,6 +338,24 @@ def test_scores_that_rise_against_the_labels_are_said_to_tell_nothing():
         ({"valid": (np.empty(0, int), np.empty(0, int), np.empty(0))}, DataError, "no validation"),
         ({"head": "cosine+magic"}, ArgumentError, "no head 'magic'"),
         ({"loss": "hinge"}, ArgumentError, "no loss 'hinge'"),
+        ({"arms": "A,Z"}, ArgumentError, "no arm 'Z'"),
+        ({"tower": "babel"}, ArgumentError, "tower is 'babel', expected one of identity"),
+        ({"preparation": "full"}, ArgumentError, "preparation is 'full', expected one of none"),
+        ({"start": "nowhere"}, ArgumentError, "start is 'nowhere'"),
+        ({"head": "cosine+rbf"}, ArgumentError, "rbf"),
+        ({"dropout": 1.0}, ArgumentError, "dropout is 1"),
+        ({"pull": -1.0}, ArgumentError, "pull is -1"),
+        ({"reflexive": -1.0}, ArgumentError, "reflexive is -1"),
+        ({"consistency": 1.0}, ArgumentError, "consistency is for the head concat"),
+        ({"calibrate": "magic"}, ArgumentError, "calibrate is 'magic'"),
+        ({"threshold_by": "luck"}, ArgumentError, "threshold-by is 'luck'"),
+        ({"prior": 1.0}, ArgumentError, "prior is 1"),
+        ({"graded": True, "loss": "sampled"}, ArgumentError, "takes good pairs, not grades"),
+        ({"graded": True, "balance": True}, ArgumentError, "not for grades"),
+        ({"weights": np.ones(3)}, ArgumentError, r"weights have shape \(3,\)"),
+        ({"weights": np.full(600, -1.0)}, DataError, "weight of pair 0 is -1"),
+        ({"weights": np.zeros(600)}, DataError, "all 600 weights are 0"),
+        ({"labels": np.zeros(600), "loss": "sampled"}, DataError, "needs good ones"),
         ({"dim": 13}, ArgumentError, "dim is 13, expected 1 to 12"),
         ({"epochs": 0}, ArgumentError, "epochs is 0"),
         ({"batch": -1}, ArgumentError, "batch is -1"),
@@ -238,27 +401,6 @@ def test_one_good_pair_cannot_be_on_both_sides_and_that_is_said():
     assert "too few of one kind" in train(rows, left, right, labels).notes[0]
 
 
-@given(
-    st.lists(st.tuples(st.floats(-50, 50), st.integers(0, 1)), min_size=2).filter(
-        lambda pairs: len({label for _, label in pairs}) == 2
-    )
-)
-def test_calibration_of_any_scores_is_finite(pairs):
-    scores, labels = np.array(pairs).T
-    assert np.isfinite(fit_log_odds(scores, labels)).all()
-
-
-def test_calibration_equals_logistic_regression():
-    from sklearn.linear_model import LogisticRegression
-
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=3000)
-    labels = (rng.random(3000) < 1 / (1 + np.exp(1 - 2 * scores))).astype(float)
-    model = LogisticRegression(C=1e9).fit(scores[:, None], labels)
-    expected = (model.coef_[0, 0], model.intercept_[0])
-    assert fit_log_odds(scores, labels) == pytest.approx(expected, abs=0.02)
-
-
 def digit_pairs() -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     from sklearn.datasets import load_digits
 
@@ -298,4 +440,4 @@ def test_the_default_reaches_its_bar_on_amazon_google():
     model = train(rows, *pairs["train"], valid=pairs["valid"]).model
     left, right, labels = pairs["test"]
     metrics = evaluate_scores(model.score(rows[left], rows[right]), labels)
-    assert metrics["average_precision"] >= 0.71
+    assert metrics["average_precision"] >= 0.74

@@ -1,0 +1,503 @@
+"""The learner: a raw score with its gradient, and Adam over batches of pairs, in NumPy.
+
+Everything is float32 and learned in place. What chance decides comes from one generator, so that
+a learner that was taken apart after an epoch and put together again goes on to the bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastpair.heads import Concat, find_head, link_slope
+from fastpair.model import RIGHT_TOWER, TOWER, Branch, Preparation
+from fastpair.objectives import Batch, Loss, reflexivity
+
+Key = tuple[int, str]  # number of the branch, `SUM` for what belongs to none, and a name
+SUM = -1
+
+ROWS_KEPT = 1 << 30
+"""Prepared rows of up to this many bytes are kept; beyond, each batch prepares its own again."""
+
+NUMBER_RATE = 0.02
+"""Adam's rate for single numbers: the constant, scales, weights of the density."""
+
+PATIENCE = 10
+"""Learning stops early after this many epochs, or a quarter of all where that is more, without a
+better ranking of the validation pairs."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Labelled pairs of rows.
+
+    Parameters
+    ----------
+    left, right : (M,) integer row numbers.
+    labels : (M,) float64: 0 for bad, 1 for good; or grades.
+    weights : (M,) float64, at least 0: how much a pair counts; or None: all the same.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, chosen: np.ndarray | slice) -> Pairs:
+        weights = None if self.weights is None else self.weights[chosen]
+        return Pairs(self.left[chosen], self.right[chosen], self.labels[chosen], weights)
+
+
+class Rows:
+    """Prepared rows of embeddings, float32.
+
+    Parameters
+    ----------
+    embeddings : (N, n) float as they came.
+    used : (U,) the row numbers that are used; rows are then numbered in this order.
+    preparation : what is applied to them.
+    """
+
+    def __init__(self, embeddings: np.ndarray, used: np.ndarray, preparation: Preparation):
+        self.embeddings, self.used, self.preparation = embeddings, used, preparation
+        self.shape = (len(used), embeddings.shape[1])
+        self._kept: np.ndarray | None = None
+        if 4 * self.shape[0] * self.shape[1] <= ROWS_KEPT:
+            kept = np.empty(self.shape, np.float32)
+            for block in blocks(len(used), 1 << 14):
+                kept[block] = self._prepared(np.arange(block.start, block.stop))
+            self._kept = kept
+
+    def _prepared(self, numbers: np.ndarray) -> np.ndarray:
+        return self.preparation(self.embeddings[self.used[numbers]]).astype(np.float32)
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        return self._prepared(numbers) if self._kept is None else self._kept[numbers]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def blocks(count: int, size: int) -> Iterator[slice]:
+    """Yield slices that cut `count` items into blocks of `size`."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+class RawScore:
+    """The raw score of pairs while it is learned.
+
+    ``constant + slope link(sum of branches) + density . (r + r')``, with a slope of 1 where the
+    link is the identity.
+
+    Parameters
+    ----------
+    branches : the branches that are summed.
+    constant : (1,) float.
+    density : (3,) weights of the density, or None.
+    slope : (1,) float for a head with a link of its own, or None.
+    """
+
+    def __init__(
+        self,
+        branches: list[Branch],
+        constant: np.ndarray,
+        density: np.ndarray | None = None,
+        slope: np.ndarray | None = None,
+    ):
+        self.branches, self.constant = branches, constant
+        self.density, self.slope = density, slope
+        self.link = find_head(branches[0].head).link
+
+    @property
+    def parameters(self) -> dict[Key, np.ndarray]:
+        """Everything that is learned: the arrays themselves."""
+        found: dict[Key, np.ndarray] = {(SUM, "constant"): self.constant}
+        for name, value in (("density", self.density), ("slope", self.slope)):
+            if value is not None:
+                found[SUM, name] = value
+        for number, branch in enumerate(self.branches):
+            for name, value in branch.parameters.items():
+                found[number, name] = value
+        return found
+
+    def forward(
+        self, left: np.ndarray, right: np.ndarray, density: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Any]:
+        """Score pairs of prepared rows (M, n) with their summed densities (M, 3) or None.
+
+        Returns
+        -------
+        raw : (M,), and what `backward` wants to see again.
+        """
+        parts = [branch.forward(left, right) for branch in self.branches]
+        raw = np.sum([part[0] for part in parts], axis=0)
+        linked = None
+        if self.slope is not None:
+            linked = link_slope(raw, self.link)
+            raw = self.slope * linked[0]
+        raw = self.constant + raw
+        if self.density is not None and density is not None:
+            raw = raw + density @ self.density
+        return raw, ([part[1] for part in parts], density, linked)
+
+    def consistency(self, cache: Any, share: np.ndarray) -> tuple[float, dict[Key, np.ndarray]]:
+        """Compute the mean squared difference of the two orders of concat heads and its gradient.
+
+        Parameters
+        ----------
+        cache : what `forward` gave.
+        share : (M,) weights of the first M pairs, that add up to 1.
+        """
+        value, gradients = 0.0, {}
+        for number, (branch, own) in enumerate(zip(self.branches, cache[0], strict=True)):
+            head = find_head(branch.head)
+            if not isinstance(head, Concat):
+                continue
+            one, other = head.scores_of_orders(own[2], branch.weights)
+            apart = np.zeros_like(one)
+            apart[: len(share)] = (one - other)[: len(share)]
+            value += float(share @ apart[: len(share)] ** 2)
+            apart[: len(share)] *= 2 * share
+            d_left, d_right, found = head.backward_orders(apart, -apart, own[2], branch.weights)
+            found = {**found, **branch.backward_towers(d_left, d_right, own)}
+            gradients.update({(number, name): array for name, array in found.items()})
+        return value, gradients
+
+    def backward(self, upstream: np.ndarray, cache: Any) -> dict[Key, np.ndarray]:
+        """Turn the gradient by the raw score (M,) into those by the parameters."""
+        caches, density, linked = cache
+        gradients: dict[Key, np.ndarray] = {(SUM, "constant"): upstream.sum(keepdims=True)}
+        if self.density is not None and density is not None:
+            gradients[SUM, "density"] = upstream @ density
+        if self.slope is not None:
+            gradients[SUM, "slope"] = np.array([upstream @ linked[0]])
+            upstream = upstream * self.slope * linked[1]
+        for number, (branch, own) in enumerate(zip(self.branches, caches, strict=True)):
+            for name, gradient in branch.backward(upstream, own).items():
+                gradients[number, name] = gradient
+        return gradients
+
+
+def batch_gradients(
+    score: RawScore,
+    left: np.ndarray,
+    right: np.ndarray,
+    batch: Batch,
+    losses: list[Loss],
+    *,
+    density: tuple[np.ndarray, np.ndarray] | None = None,
+    reflexive: float = 0.0,
+    consistency: float = 0.0,
+) -> tuple[float, dict[Key, np.ndarray]]:
+    """Compute the sum of the losses over a batch and its gradient by every parameter.
+
+    Parameters
+    ----------
+    score : the raw score.
+    left, right : (M, n) prepared rows.
+    batch : targets, weights and entities.
+    losses : as `fastpair.objectives.find_losses` gives them.
+    density : (M, 3) of the left and of the right entities, or None.
+    reflexive : weight of the penalty on entities that score higher with others than with
+        themselves.
+    consistency : weight of the mean squared difference of the two orders of concat heads.
+
+    Returns
+    -------
+    The loss, and gradients by (number of the branch, name).
+    """
+    count = len(left)
+    lefts, rights = left, right
+    summed = None if density is None else density[0] + density[1]
+    if reflexive > 0:  # the pairs of left and of right entities with themselves follow
+        lefts = np.concatenate([left, left, right])
+        rights = np.concatenate([right, left, right])
+        if density is not None and summed is not None:
+            summed = np.concatenate([summed, 2 * density[0], 2 * density[1]])
+    raw, cache = score.forward(lefts, rights, summed)
+    value, upstream = 0.0, np.zeros_like(raw)
+    for loss in losses:
+        one, slope = loss(raw[:count], batch)
+        value += one
+        upstream[:count] += slope
+    if reflexive > 0:
+        own_left, own_right = raw[count : 2 * count], raw[2 * count :]
+        one, *slopes = reflexivity(raw[:count], own_left, own_right, batch.share)
+        value += reflexive * one
+        upstream += reflexive * np.concatenate(slopes)
+    gradients = score.backward(upstream, cache)
+    if consistency > 0:
+        one, more = score.consistency(cache, batch.share)
+        value += consistency * one
+        for key, gradient in more.items():
+            gradients[key] = gradients[key] + consistency * gradient
+    return value, gradients
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast what is learned moves; all rates end at 0 along half a cosine.
+
+    Parameters
+    ----------
+    towers : Adam's rate for towers and matrices of heads at its height.
+    columns : the same for weights that heads have for each column.
+    pull : each step draws projections of the first branch back to their start by
+        rate * pull of the way (L2-SP).
+    """
+
+    towers: float
+    columns: float
+    pull: float = 0.0
+
+
+class Learner:
+    """A raw score while it is learned, and the state of Adam.
+
+    Parameters
+    ----------
+    score : the raw score at its start, float32, learned in place.
+    rows : prepared rows.
+    pairs : pairs of them to learn from.
+    losses : as `fastpair.objectives.find_losses` gives them.
+    rates : see there.
+    density : (U, 3) float32 density of each row, or None.
+    dropout : share of the numbers of each input row that a step does not see.
+    reflexive, consistency : weights of these penalties, see `batch_gradients`.
+    anchored : whether pairs of one left entity shall come into one batch.
+    """
+
+    def __init__(
+        self,
+        score: RawScore,
+        rows: Rows,
+        pairs: Pairs,
+        losses: list[Loss],
+        rates: Rates,
+        *,
+        density: np.ndarray | None = None,
+        dropout: float = 0.0,
+        reflexive: float = 0.0,
+        consistency: float = 0.0,
+        anchored: bool = False,
+    ):
+        self.score, self.rows, self.pairs = score, rows, pairs
+        self.losses, self.rates = losses, rates
+        self.density, self.dropout, self.anchored = density, dropout, anchored
+        self.penalties = {"reflexive": reflexive, "consistency": consistency}
+        low, spread = pairs.labels.min(), np.ptp(pairs.labels)
+        self.targets = ((pairs.labels - low) / (spread or 1)).astype(np.float32)
+        weights = np.ones(len(pairs)) if pairs.weights is None else pairs.weights
+        self.weights = (weights / weights.mean()).astype(np.float32)
+        self.parameters = score.parameters
+        self.start = {
+            key: value.copy() for key, value in self.parameters.items() if _is_pulled(key)
+        }
+        self.mean = {key: np.zeros_like(value) for key, value in self.parameters.items()}
+        self.square = {key: np.zeros_like(value) for key, value in self.parameters.items()}
+        self.steps = 0
+
+    def epoch(self, epochs: int, batch: int, rng: np.random.Generator) -> float:
+        """Learn from each pair once, as one of `epochs` times; return the mean loss."""
+        dealt = self._batches(batch, rng)
+        losses = []
+        for chosen in dealt:
+            losses.append(self._learn_from(chosen, self.steps / (epochs * len(dealt)), rng))
+        return float(np.mean(losses))
+
+    def seconds_a_step(self, batch: int, rng: np.random.Generator) -> float:
+        """Take a few steps to see how long one takes; what was learned is of no use then."""
+        seconds = []
+        for _ in range(4):
+            begun = time.perf_counter()
+            self._learn_from(rng.permutation(len(self.pairs))[:batch], 0.0, rng)
+            seconds.append(time.perf_counter() - begun)
+        return min(seconds)
+
+    def _learn_from(self, chosen: np.ndarray, done: float, rng: np.random.Generator) -> float:
+        numbers = self.pairs.left[chosen], self.pairs.right[chosen]
+        left, right = (self._dropped(self.rows[side], rng) for side in numbers)
+        density = None
+        if self.density is not None:
+            density = (self.density[numbers[0]], self.density[numbers[1]])
+        batch = Batch(self.targets[chosen], self.weights[chosen], *numbers)
+        if not batch.weight.any():
+            self.steps += 1
+            return 0.0
+        value, gradients = batch_gradients(
+            self.score,
+            left,
+            right,
+            batch,
+            self.losses,
+            density=density,
+            **self.penalties,
+        )
+        self._step(gradients, 0.5 * (1 + np.cos(np.pi * done)))
+        return value
+
+    def _dropped(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if not self.dropout:
+            return rows
+        kept = rng.random(rows.shape, np.float32) >= np.float32(self.dropout)
+        return rows * (kept * np.float32(1 / (1 - self.dropout)))
+
+    def _batches(self, batch: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Deal the shuffled pairs out so that every batch has its share of low and high labels."""
+        count = -(-len(self.pairs) // batch)
+        order = rng.permutation(len(self.pairs))
+        if self.anchored:
+            lottery = rng.permutation(int(self.pairs.left.max()) + 1)
+            order = order[np.argsort(lottery[self.pairs.left[order]], kind="stable")]
+            return np.array_split(order, count)
+        order = order[np.argsort(self.targets[order], kind="stable")]
+        # Neighbours in label, as many as there are batches, go to the batches in random order.
+        order = order[np.argsort(np.arange(len(order)) // count + rng.random(len(order)))]
+        return [order[first::count] for first in range(count)]
+
+    def _step(self, gradients: dict[Key, np.ndarray], height: float) -> None:
+        """Take one step of Adam; pulled projections are also drawn back towards their start."""
+        self.steps += 1
+        correction = np.sqrt(1 - 0.999**self.steps) / (1 - 0.9**self.steps)
+        pulled = min(self.rates.towers * self.rates.pull * height, 1)
+        for key, gradient in gradients.items():
+            value, mean, square = self.parameters[key], self.mean[key], self.square[key]
+            mean += 0.1 * (gradient - mean)
+            square += 0.001 * (gradient * gradient - square)
+            value -= (self._rate(key, value) * height * correction) * (
+                mean / (np.sqrt(square) + 1e-8)
+            )
+            if pulled and key in self.start:
+                value -= pulled * (value - self.start[key])
+        if self.score.slope is not None:  # scores rise with the link, whatever a step says
+            np.maximum(self.score.slope, 1e-3, out=self.score.slope)
+
+    def _rate(self, key: Key, value: np.ndarray) -> float:
+        if key[1].startswith((TOWER, RIGHT_TOWER)) or value.ndim > 1:
+            return self.rates.towers
+        return NUMBER_RATE if key[0] == SUM or len(value) == 1 else self.rates.columns
+
+    def scores(self, pairs: Pairs) -> np.ndarray:
+        """Compute raw scores of pairs of the learner's rows, (M,) float64."""
+        scores = np.empty(len(pairs))
+        for block in blocks(len(pairs), 4096):
+            left, right = pairs.left[block], pairs.right[block]
+            density = None if self.density is None else self.density[left] + self.density[right]
+            scores[block] = self.score.forward(self.rows[left], self.rows[right], density)[0]
+        return scores
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Copy everything that changes while learning, by name."""
+        found = {"steps": np.array([self.steps])}
+        for group, arrays in (
+            ("value", self.parameters),
+            ("mean", self.mean),
+            ("square", self.square),
+        ):
+            for (number, name), value in arrays.items():
+                found[f"{group}/{number}/{name}"] = value.copy()
+        return found
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from what `state` gave."""
+        self.steps = int(state["steps"][0])
+        for name, value in state.items():
+            group, _, rest = name.partition("/")
+            if group in ("value", "mean", "square"):
+                number, _, own = rest.partition("/")
+                arrays = {"value": self.parameters, "mean": self.mean, "square": self.square}
+                arrays[group][int(number), own][...] = value
+
+
+def _is_pulled(key: Key) -> bool:
+    return key[0] == 0 and key[1] in (TOWER + "projection", RIGHT_TOWER + "projection")
+
+
+@dataclass
+class Progress:
+    """How far learning came, and the best epoch of it.
+
+    Parameters
+    ----------
+    history : one entry an epoch.
+    best, best_epoch : the highest validation metric and its epoch.
+    kept : the parameters after that epoch.
+    """
+
+    history: list[dict[str, Any]]
+    best: float
+    best_epoch: int
+    kept: dict[Key, np.ndarray]
+
+    @classmethod
+    def begin(cls, learner: Learner) -> Progress:
+        """Return the progress of a learner that has learned nothing."""
+        kept = {key: value.copy() for key, value in learner.parameters.items()}
+        return cls([], -np.inf, 0, kept)
+
+
+def learn(
+    learner: Learner,
+    held: Pairs,
+    *,
+    graded: bool,
+    epochs: int,
+    batch: int,
+    rng: np.random.Generator,
+    progress: Progress,
+    on_epoch: Callable[[dict[str, Any]], None],
+) -> None:
+    """Learn until the epochs are over or `PATIENCE` is, and put the best epoch back.
+
+    Parameters
+    ----------
+    learner : what learns.
+    held : validation pairs of its rows.
+    graded : whether labels are grades.
+    epochs : passes over the pairs in all.
+    batch : pairs in a step.
+    rng : source of chance.
+    progress : how far it came; kept up to date.
+    on_epoch : called with each entry of the history, when `progress` holds it.
+    """
+    metric = metric_name(graded)
+    while len(progress.history) < epochs:
+        epoch = len(progress.history) + 1
+        if epoch - 1 - progress.best_epoch >= max(PATIENCE, epochs // 4):
+            break
+        begun = time.perf_counter()
+        loss = learner.epoch(epochs, batch, rng)
+        value = rank_quality(learner.scores(held), held.labels, graded)
+        if value > progress.best:
+            progress.best, progress.best_epoch = value, epoch
+            progress.kept = {key: array.copy() for key, array in learner.parameters.items()}
+        entry = {"epoch": epoch, "epochs": epochs, "loss": loss, metric: value}
+        progress.history.append({**entry, "seconds": time.perf_counter() - begun})
+        on_epoch(progress.history[-1])
+    for key, array in progress.kept.items():
+        learner.parameters[key][...] = array
+
+
+def metric_name(graded: bool) -> str:
+    """Name what decides between epochs and between arms."""
+    return "spearman" if graded else "average_precision"
+
+
+def rank_quality(scores: np.ndarray, labels: np.ndarray, graded: bool) -> float:
+    """Return what decides between epochs and arms: average precision, Spearman's rho for grades."""
+    from scipy.stats import spearmanr
+    from sklearn.metrics import average_precision_score
+
+    if not np.ptp(scores) > 0:
+        return -1.0
+    if graded:
+        return float(spearmanr(scores, labels).statistic)
+    return float(average_precision_score(labels, scores))
