@@ -627,6 +627,7 @@ def features(as_json: bool, output: Path, kinds: str | None, **options: Any) -> 
 @click.option(
     "--decision", is_flag=True, help="Write 1 or 0: whether the model's threshold is reached."
 )
+@click.option("--distance", is_flag=True, help="Write distances, for models that are one.")
 @click.option(
     "--min-score",
     type=float,

@@ -38,7 +38,7 @@ from fastpair.results import (
     write_filtered_scores,
     write_histogram,
 )
-from fastpair.scoring import PairScorer, meet
+from fastpair.scoring import PairScorer, distance_form, meet
 from fastpair.staging import check_output, writing
 
 Summary = dict[str, Any]
@@ -570,6 +570,7 @@ def score(
     against: Path | None = None,
     probability: bool = False,
     decision: bool = False,
+    distance: bool = False,
     min_score: float | None = None,
     left_column: str | None = None,
     right_column: str | None = None,
@@ -591,6 +592,7 @@ def score(
     output : ``.h5`` / ``.hdf5``, ``.parquet``, ``.csv`` or ``.tsv`` (also ``.gz``).
     probability : write probabilities of being good in place of scores.
     decision : write 1 for pairs that score at least the model's threshold and 0 for others.
+    distance : write distances, for models that are minus a distance; see `distance_form`.
     min_score : keep only pairs of at least this, in what is written; default: all.
     memory : what may be allocated, the tables included.
     resume : go on with what an interrupted run left.
@@ -601,6 +603,10 @@ def score(
     """
     if min_score is not None and not np.isfinite(min_score):
         raise ArgumentError(f"min_score is {min_score}, expected a finite number")
+    if min_score is not None and distance:
+        raise ArgumentError(
+            "--min-score keeps high scores, but a --distance is small for good pairs"
+        )
     output = Path(output)
     suffix = export_format(output)
     if suffix is None:
@@ -610,7 +616,7 @@ def score(
     begun = time.perf_counter()
     left, right, budget = _load_tables(table, against, memory)
     both = right or left
-    unit, written = _written_as(table, left, probability, decision)
+    unit, written = _written_as(table, left, probability, decision, distance)
     source = open_pairs(
         pairs,
         ids=left.ids,
@@ -676,16 +682,25 @@ def score(
 
 
 def _written_as(
-    path: Path, table: Table, probability: bool, decision: bool
+    path: Path, table: Table, probability: bool, decision: bool, distance: bool
 ) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
     """Return the unit that is written and what turns scores (m,) float32 into it.
 
     Raises
     ------
-    ArgumentError : both forms are asked for, or the model's scores have no such form.
+    ArgumentError : several forms are asked for, or the model's scores have no such form.
     """
-    if probability and decision:
-        raise ArgumentError("choose one of --probability and --decision: both write one number")
+    if probability + decision + distance > 1:
+        raise ArgumentError("choose one of --probability, --decision and --distance")
+    if distance:
+        form = distance_form(table.plan)
+        if form is None:
+            raise ArgumentError(
+                f"the model {table.model_name!r} of {path} is no distance: use euclidean, "
+                "manhattan, or a model trained with the head rbf, hyperbolic, sqdiff or absdiff "
+                "whose weights are all below 0"
+            )
+        return "distance", lambda scores: form(scores).astype(np.float32)
     threshold, calibration = table.threshold, table.calibration
     if decision:
         if threshold is None:

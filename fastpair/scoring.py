@@ -179,3 +179,27 @@ def meet(
         common_scales(rows, own, scales, rows if in_place else None) for rows, own in tables
     )
     return left, right, plan
+
+
+def distance_form(plan: Plan) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Return what turns scores (m,) float32 of a plan into distances, or None where there is none.
+
+    Distances are those before calibration: the root of the squared differences (euclidean), the
+    sum of differences alone, the Lorentz distance, and ``1 - exp(-gamma d^2)`` for rbf. Heads of
+    differences have one if no weight is above 0 and nothing else is added.
+    """
+    product, maximum, mirrored, absolute, squared = plan.layout.columns
+    differences_alone = (
+        not any((*product, *maximum, *mirrored, absolute[0], squared[0]))
+        and not plan.layout.bias
+        and plan.network is None
+    )
+    slope, offset = plan.slope, plan.offset
+    if plan.link == "exponential":
+        return lambda scores: 1 - (scores.astype(np.float64) - offset) / slope
+    if plan.link in ("negative_root", "negative_arcosh"):
+        return lambda scores: (offset - scores.astype(np.float64)) / slope
+    if plan.link == "identity" and differences_alone:
+        shift = offset + slope * float(np.float32(plan.constant))
+        return lambda scores: (shift - scores.astype(np.float64)) / slope
+    return None

@@ -188,6 +188,43 @@ def test_a_built_in_similarity_stands_where_a_model_does(world, tmp_path):
     assert measured["auc"] == pytest.approx(measured["raw_cosine"]["auc"], abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["euclidean", "manhattan"])
+def test_distances_are_written_where_a_model_is_one(tmp_path, name):
+    vectors = np.random.default_rng(6).normal(size=(9, 5))
+    np.save(tmp_path / "v.npy", vectors)
+    np.save(tmp_path / "p.npy", np.array([[0, 1], [2, 2], [8, 3]]))
+    run("project", name, "v.npy", "-o", "t.h5", cwd=tmp_path)
+    run("score", "t.h5", "p.npy", "-o", "d.h5", "--distance", cwd=tmp_path)
+    apart = vectors[[0, 2, 8]] - vectors[[1, 2, 3]]
+    expected = np.linalg.norm(apart, 2 if name == "euclidean" else 1, axis=1)
+    with h5py.File(tmp_path / "d.h5") as file:
+        assert file.attrs["unit"] == "distance"
+        np.testing.assert_allclose(file["score"][:], expected, rtol=1e-5, atol=1e-6)
+    run("project", "cosine", "v.npy", "-o", "c.h5", cwd=tmp_path)
+    assert "no distance" in refused(
+        "score", "c.h5", "p.npy", "-o", "x.h5", "--distance", cwd=tmp_path
+    )
+    assert "--min-score" in refused(
+        "score", "t.h5", "p.npy", "-o", "x.h5", "--distance", "--min-score", "1", cwd=tmp_path
+    )
+
+
+@pytest.mark.parametrize("head", ["rbf", "hyperbolic"])
+def test_learned_distances_do_not_depend_on_calibration(world, tmp_path, head):
+    train = ["embeddings.h5", "train.csv", "--valid", "valid.csv", "--epochs", "2", "--head", head]
+    run("train", *train, "-o", tmp_path / "m.h5", cwd=world)
+    run("project", tmp_path / "m.h5", "embeddings.h5", "-o", tmp_path / "t.h5", cwd=world)
+    for form in (["--distance"], []):
+        output = tmp_path / f"{len(form)}.h5"
+        run("score", tmp_path / "t.h5", "test.csv", *form, "-o", output, cwd=world)
+    with h5py.File(tmp_path / "1.h5") as distances, h5py.File(tmp_path / "0.h5") as scores:
+        apart, score = distances["score"][:], scores["score"][:]
+    assert apart.min() >= -1e-6
+    assert (np.diff(apart[np.argsort(-score)]) >= -1e-5).all()
+    if head == "rbf":
+        assert apart.max() <= 1
+
+
 def test_two_tables_are_scored_against_each_other(world, tmp_path):
     rng = np.random.default_rng(5)
     for name, count in (("left", 30), ("right", 20)):
