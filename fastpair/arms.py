@@ -24,7 +24,7 @@ from fastpair.model import (
     nearest_means,
 )
 from fastpair.objectives import SPREAD, find_losses
-from fastpair.towers import STARTS, TOWERS, Tower, start_tower
+from fastpair.towers import STARTS, Tower, parse_tower, principal_directions, start_tower
 
 FEWEST_STEPS = 150
 """With few pairs there are more epochs than an arm says, up to about this many batches."""
@@ -47,7 +47,8 @@ class Arm:
     ----------
     name : what the comparison calls it.
     head : names of `fastpair.heads.HEADS` joined by "+", each over a tower of its own.
-    tower, dim, start : the towers, see `fastpair.towers.start_tower`.
+    tower : the towers, see `fastpair.towers.parse_tower`.
+    dim, start : see `fastpair.towers.start_tower`.
     loss : see `fastpair.objectives.find_losses`.
     preparation : a name of `fastpair.model.PREPARATIONS`.
     density : whether the density of entities takes part in learning.
@@ -57,6 +58,7 @@ class Arm:
     pace : weights that heads have for each column move 5 * pace times as fast as towers.
     pull : see `fastpair.learner.Rates`.
     epochs : passes over the pairs.
+    epochs_as_given : whether there are so many passes whatever the number of pairs.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Arm:
     pace: float = 2.0
     pull: float = 30.0
     epochs: int = 8
+    epochs_as_given: bool = False
 
 
 ARMS = {
@@ -89,7 +92,8 @@ ARMS = {
 }
 """What is tried by default, by name."""
 
-OPTIONS = tuple(field.name for field in fields(Arm) if field.name not in ("name", "pace"))
+_NO_OPTIONS = ("name", "pace", "epochs_as_given")
+OPTIONS = tuple(field.name for field in fields(Arm) if field.name not in _NO_OPTIONS)
 """Settings of an arm that `train` takes; each replaces that setting in every arm."""
 
 
@@ -104,6 +108,8 @@ def choose_arms(names: str | None, options: dict[str, Any], columns: int) -> lis
         if name not in ARMS:
             raise ArgumentError(f"there is no arm {name!r}: choose from {', '.join(ARMS)}")
     chosen = [ARMS[name] for name in dict.fromkeys(listed)]
+    if "epochs" in given:
+        given["epochs_as_given"] = True
     rate = given.pop("learning_rate", None)
     if rate is not None:  # as Adam takes it, whatever the number of columns
         check_numbers(learning_rate=rate)
@@ -111,6 +117,7 @@ def choose_arms(names: str | None, options: dict[str, Any], columns: int) -> lis
     arms: list[Arm] = []
     for arm in (replace(arm, **given) for arm in chosen):
         _check_arm(arm, columns)
+        _check_effect(arm, given)
         if parse_heads(arm.head)[0].stands_alone:
             arm = replace(arm, density=False)  # it would be added within the link or the network
         if all(replace(arm, name=other.name) != other for other in arms):
@@ -132,16 +139,54 @@ def _check_arm(arm: Arm, columns: int) -> None:
     check_numbers(epochs=arm.epochs, pull=arm.pull)
     if not 0 <= arm.dropout < 1:
         raise ArgumentError(f"dropout is {arm.dropout}, expected a share from 0 to below 1")
-    if arm.dim is not None and not 1 <= arm.dim <= columns:
-        raise ArgumentError(f"dim is {arm.dim}, expected 1 to {columns}, the embeddings' columns")
+    _check_dim(arm, columns)
     for name, value, known in (
-        ("tower", arm.tower, tuple(TOWERS)),
         ("preparation", arm.preparation, PREPARATIONS),
         ("start", arm.start, (None, *STARTS)),
     ):
         if value not in known:
             choices = ", ".join(str(choice) for choice in known if choice)
             raise ArgumentError(f"{name} is {value!r}, expected one of {choices}")
+
+
+def _check_dim(arm: Arm, columns: int) -> None:
+    kind, settings = parse_tower(arm.tower)
+    dim = columns if arm.dim is None else arm.dim
+    if dim < 1:
+        raise ArgumentError(f"dim is {dim}, expected 1 or more columns")
+    if dim != columns and (kind == "identity" or settings.get("residual")):
+        kept = "a residual tower" if settings.get("residual") else "an identity tower"
+        raise ArgumentError(f"dim is {dim} but {kept} keeps all {columns} columns")
+    if arm.start == "pca" and dim > columns:
+        raise ArgumentError(f"dim is {dim} but there are only {columns} principal directions")
+
+
+def _check_effect(arm: Arm, given: dict[str, Any]) -> None:
+    """Refuse settings of the user that change nothing in this arm."""
+    kind, _ = parse_tower(arm.tower)
+    for name in ("start", "pull"):
+        if name in given and kind != "linear":
+            raise ArgumentError(
+                f"{name} is for the projection of a linear tower: the tower {kind} has none"
+            )
+    if given.get("density") and parse_heads(arm.head)[0].stands_alone:
+        raise ArgumentError(f"density is not for the head {arm.head}, to which nothing is added")
+
+
+def check_symmetry(arm: Arm, *, asymmetric: bool, reflexive: float) -> None:
+    """Refuse what tells left from right, or others from oneself, where the arm cannot."""
+    kind, _ = parse_tower(arm.tower)
+    if asymmetric and kind == "identity":
+        raise ArgumentError(
+            "asymmetric learns a tower for either side, of which the tower identity has nothing to "
+            "learn: choose linear or mlp"
+        )
+    head = parse_heads(arm.head)[0]
+    if reflexive > 0 and head.reflexive == "always" and not asymmetric:
+        raise ArgumentError(
+            f"reflexive is {reflexive:g} but nothing scores higher than oneself with the head "
+            f"{head.name}: leave it away"
+        )
 
 
 class Task:
@@ -246,18 +291,21 @@ def start_learner(arm: Arm, task: Task, rng: np.random.Generator) -> Learner:
     rows = task.rows(arm.preparation)
     columns = rows.shape[1]
     dim = arm.dim or columns
+    kind, settings = parse_tower(arm.tower)
+    settings = {"residual": kind == "mlp" and dim == columns, **settings}
     looked_at = rows[np.sort(rng.permutation(len(rows))[: 1 << 14])]
 
     def tower() -> Tower:
-        residual = arm.tower == "mlp" and dim == columns
-        return start_tower(
-            arm.tower, looked_at, arm.dim, start=arm.start, residual=residual, rng=rng
-        )
+        return start_tower(kind, looked_at, arm.dim, start=arm.start, rng=rng, **settings)
 
     branches: list[Branch] = []
     for head in parse_heads(arm.head):
         first = tower()
         weights = {k: v.astype(np.float32) for k, v in head.initial(dim, rng).items()}
+        if head.name == "bilinear" and "factor" in weights:  # of low rank
+            rank = len(weights["factor"])
+            directions = principal_directions(first.forward(looked_at)[0], rank)
+            weights["factor"] += (directions - np.eye(rank, dim)).astype(np.float32)
         if branches:
             weights = head.scaled(weights, 0.0)
         right = copy.deepcopy(first) if task.settings["asymmetric"] else None
@@ -305,6 +353,8 @@ def _scale_start(score: RawScore, left: np.ndarray, right: np.ndarray) -> None:
 
 def epochs_of(arm: Arm, pairs: int, batch: int) -> int:
     """Return how many times an arm goes through its pairs, in batches of `batch`."""
+    if arm.epochs_as_given:
+        return arm.epochs
     batches = -(-pairs // batch)
     epochs = arm.epochs if pairs <= MANY_PAIRS else max(4, arm.epochs // 3)
     fewest, most = min(-(-FEWEST_STEPS // batches), 100), max(MOST_STEPS // batches, 1)

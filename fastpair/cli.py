@@ -20,7 +20,8 @@ from fastpair.errors import FastpairError
 BUILTIN_HELP = "MODEL is a model file or one of cosine, dot, euclidean, manhattan."
 Summary = dict[str, Any]
 
-RESUMABLE = {"score": "; --resume goes on where it stopped"}
+GOES_ON = "; --resume goes on where it stopped"
+RESUMABLE = {"score": GOES_ON}
 """What to say after an interruption, by command."""
 
 
@@ -274,7 +275,12 @@ def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
 @click.option(
     "--head", help="Heads joined by +, such as cosine+absdiff, or module:Class.  [default: arms]"
 )
-@click.option("--tower", help="What each embedding goes through: identity, linear or mlp.")
+@click.option(
+    "--tower",
+    help="What each embedding goes through: identity, linear or mlp, with options in brackets if "
+    'wanted: "linear(bias=1,normalise=1)", "mlp(hidden=128x64,activation=gelu,residual=0)"; '
+    "activation is relu, tanh or gelu; normalise=1 brings outputs to length 1.",
+)
 @click.option("--start", help="Where a linear tower starts: identity, pca or random.")
 @click.option("--dim", type=click.IntRange(1), help="Columns of the towers.  [default: all]")
 @click.option("--preparation", help="none, centre or half-whitening.")
@@ -310,7 +316,7 @@ def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
     "--threshold-by", help="f1, f0.5, accuracy, precision=0.9 or recall=0.9.  [default: f1]"
 )
 @click.option("--prior", type=float, metavar="SHARE", help="Of good pairs among those to score.")
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the pairs.")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the pairs, at most.")
 @click.option("--batch", type=click.IntRange(2), help="Pairs in a step.  [default: 256]")
 @click.option(
     "--learning-rate", type=click.FloatRange(0, min_open=True), help="Height of the rate."
@@ -332,9 +338,10 @@ def train(as_json: bool, output: Path, **options: Any) -> None:
     ranks validation pairs best is kept. Options replace those of every arm.
     """
     from fastpair import jobs
+    from fastpair.checkpoints import SUFFIX
 
     if options["asymmetric"]:
-        _say("--asymmetric: the score of (a, b) will NOT be that of (b, a)")
+        _say("--asymmetric: if learning helps, the score of (a, b) will NOT be that of (b, a)")
     with Meter("epochs") as meter:
 
         def on_epoch(entry: Summary) -> None:
@@ -345,7 +352,12 @@ def train(as_json: bool, output: Path, **options: Any) -> None:
             if seconds >= 2:
                 _say(f"learning will take about {seconds:.0f} s")
 
-        summary = jobs.train(output=output, on_estimate=on_estimate, on_epoch=on_epoch, **options)
+        reports: Summary = {"on_estimate": on_estimate, "on_epoch": on_epoch}
+        try:
+            summary = jobs.train(output=output, **reports, **options)
+        except KeyboardInterrupt:
+            state = output.with_name(output.name + SUFFIX)
+            _stop("interrupted" + (GOES_ON if state.exists() else ""), 130)
     if not as_json and summary["arms"]:
         _show_arms(summary["arms"])
     _finish(

@@ -155,6 +155,8 @@ def train(
     check_output(Path(output), overwrite=overwrite, inputs=inputs)
     if log is not None:
         check_output(log, overwrite=overwrite or resume, inputs=inputs)
+        if Path(log).resolve() == Path(output).resolve():
+            raise ArgumentError(f"--log and --output are both {output}: give the log its own name")
     begun = time.perf_counter()
     source = open_embeddings(embeddings, dataset=dataset)
     columns: Summary = {
@@ -173,18 +175,26 @@ def train(
             valid, source, None, sampled, columns
         )
         held = (held_left, held_right, truth(held_labels, good, graded, valid))
+    true = truth(labels, good, graded, pairs)
+    if good is not None and not true.any():
+        raise DataError(
+            f"all {len(labels)} pairs are bad: --good is {good:g} but the largest label is "
+            f"{labels.max(initial=-np.inf):g}"
+        )
     checkpoint = FileCheckpoint(Path(output), resume=resume)
+    state = checkpoint.load()
+    anew = "there was nothing to continue: training began anew" if resume and not state else ""
     with contextlib.ExitStack() as stack:
         result = fit(
             source.read(),
             left,
             right,
-            truth(labels, good, graded, pairs),
+            true,
             valid=held,
             weights=weights,
             graded=graded,
             on_estimate=on_estimate,
-            on_epoch=_logging(log, resume, stack, on_epoch),
+            on_epoch=_logging(log, state[0]["history"] if state else [], stack, on_epoch),
             checkpoint=checkpoint,
             **{name: value for name, value in settings.items() if value is not None},
         )
@@ -201,21 +211,26 @@ def train(
         "validation": {k: v for k, v in kept.items() if k in ("average_precision", "spearman")},
         "arms": result.arms,
         "history": result.history,
-        "notes": [note for note in (source.assumed, assumed, *result.notes) if note],
+        "notes": [note for note in (source.assumed, assumed, anew, *result.notes) if note],
     }
 
 
 def _logging(
     log: Path | None,
-    resume: bool,
+    history: list[dict[str, Any]],
     stack: contextlib.ExitStack,
     on_epoch: Callable[[dict[str, Any]], None] | None,
 ) -> Callable[[dict[str, Any]], None]:
-    """Return what writes each epoch into the log, if there is one, and then calls `on_epoch`."""
+    """Return what writes each epoch into the log, if there is one, and then calls `on_epoch`.
+
+    The log begins with `history`, the epochs that are not learned again.
+    """
     file = None
     if log is not None:
         with writing(log):
-            file = stack.enter_context(log.open("a" if resume else "w", encoding="utf-8"))
+            file = stack.enter_context(log.open("w", encoding="utf-8"))
+            file.writelines(json.dumps(entry) + "\n" for entry in history)
+            file.flush()
 
     def report(entry: dict[str, Any]) -> None:
         if file is not None and log is not None:
@@ -520,7 +535,8 @@ def features(
     output = Path(output)
     if export_format(output) != ".parquet":
         _expect_hdf5(output)
-    check_output(output, overwrite=overwrite)
+    inputs = [Path(path) for path in (model, embeddings, pairs)]
+    check_output(output, overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
     source = open_embeddings(embeddings, dataset=dataset)
     compute = PairFeatures(similarity, source.shape[1], kinds or KINDS, threads=threads)

@@ -159,6 +159,11 @@ def find_losses(names: str) -> list[Loss]:
 
 def _find_loss(text: str) -> Loss:
     name, _, number = text.partition(":")
+    if name == "sampled":
+        raise ArgumentError(
+            "the loss 'sampled' cannot be joined with others and takes no number: it is the "
+            "default loss after bad pairs were sampled"
+        )
     if name not in LOSSES:
         raise ArgumentError(f"there is no loss {name!r}: choose from {', '.join(LOSSES)}")
     function = LOSSES[name]

@@ -8,6 +8,7 @@ the type of its arrays and rows: float32 in training, float64 in a model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -296,6 +297,61 @@ def find_activation(name: str) -> tuple[_Function, _Function]:
     return ACTIVATIONS[name]
 
 
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "identity": ("normalise",),
+    "linear": ("bias", "normalise"),
+    "mlp": ("hidden", "activation", "residual", "normalise"),
+}
+"""What `parse_tower` takes for each kind: settings of `start_tower`."""
+
+
+def parse_tower(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the kind of a tower and its settings: ``mlp(hidden=128x64,activation=gelu)``.
+
+    Parameters
+    ----------
+    text : a name of `TOWERS`, with `OPTIONS` in brackets if wanted: ``hidden`` are widths joined
+        by "x", ``activation`` is a name, all others are 0 or 1.
+
+    Returns
+    -------
+    The kind and, by name, the settings of `start_tower` that are given.
+
+    Raises
+    ------
+    ArgumentError : there is no such tower, or it does not have such an option.
+    """
+    match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", text)
+    kind = match[1] if match else text
+    if kind not in TOWERS:
+        raise ArgumentError(f"tower is {kind!r}, expected one of {', '.join(TOWERS)}")
+    settings: dict[str, Any] = {}
+    for part in (match[2] if match and match[2] else "").split(","):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if part.strip():
+            settings[name] = _setting(kind, name, value)
+    return kind, settings
+
+
+def _setting(kind: str, name: str, value: str) -> Any:
+    """Turn the text of one of a tower's options into its value."""
+    if name not in OPTIONS[kind]:
+        known = ", ".join(OPTIONS[kind])
+        raise ArgumentError(f"the tower {kind} has no option {name!r}, it has {known}")
+    if name == "activation":
+        find_activation(value)
+        return value
+    if name == "hidden":
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", value):
+            raise ArgumentError(
+                f"hidden is {value!r} in the tower {kind}, expected widths such as 128 or 128x64"
+            )
+        return tuple(int(width) for width in value.split("x"))
+    if value not in ("0", "1"):
+        raise ArgumentError(f"{name} is {value!r} in the tower {kind}, expected 0 or 1")
+    return value == "1"
+
+
 def start_tower(
     kind: str,
     rows: np.ndarray,
@@ -365,11 +421,18 @@ def _start_projection(
         raise ArgumentError(f"dim is {dim} but there are only {columns} principal directions")
     projection = rng.normal(size=(dim, columns)) / columns**0.5
     if start == "pca":
-        # Directions of the second moment, not centred: they keep the cosine best.
-        moment = rows.T @ rows
-        _, vectors = np.linalg.eigh(moment.astype(np.float64))
-        projection = vectors[:, ::-1][:, :dim].T
+        projection = principal_directions(rows, dim)
     elif start == "identity":
         projection *= EXTRA_ROWS  # a row of zeros would have no gradient
         projection[:columns] = np.eye(dim, columns)[:columns]
     return np.ascontiguousarray(projection, np.float32)
+
+
+def principal_directions(rows: np.ndarray, count: int) -> np.ndarray:
+    """Return the leading principal directions of rows (N, n), (count, n) float64.
+
+    They are those of the second moment, not centred: they keep the cosine best.
+    """
+    moment = rows.T @ rows
+    _, vectors = np.linalg.eigh(moment.astype(np.float64))
+    return vectors[:, ::-1][:, :count].T

@@ -19,6 +19,7 @@ from fastpair.arms import (
     Arm,
     Task,
     check_numbers,
+    check_symmetry,
     choose_arms,
     epochs_of,
     start_learner,
@@ -111,8 +112,9 @@ def train(
     calibrate : "platt"; "isotonic" adds a curve of probabilities; "temperature" fits no offset.
     threshold_by : see `fastpair.calibration.find_threshold`.
     prior : share of good pairs where the scores will be used; default as in the validation pairs.
-    batch : pairs in a step.
-    seed : of everything random; with the same number of threads, equal seeds give equal models.
+    batch : pairs in a step, 2 or more.
+    seed : of everything random, 0 or more; with the same number of threads, equal seeds give
+        equal models.
     on_estimate : called with about how many seconds all arms will take, before they begin.
     on_epoch : called with each entry of the history as it is made.
     checkpoint : keeps the state after every epoch, and is asked for an earlier one first.
@@ -136,7 +138,13 @@ def train(
     if consistency is not None and "concat" not in tried[0].head:
         raise ArgumentError(f"consistency is for the head concat, not for {tried[0].head}")
     consistency = 1.0 if consistency is None else consistency
-    check_numbers(batch=batch, reflexive=reflexive, consistency=consistency)
+    check_numbers(reflexive=reflexive, consistency=consistency)
+    if not batch >= 2:
+        raise ArgumentError(f"batch is {batch}, expected 2 pairs or more in a step")
+    if seed < 0:
+        raise ArgumentError(f"seed is {seed}, expected 0 or more")
+    for arm in tried:
+        check_symmetry(arm, asymmetric=asymmetric, reflexive=reflexive)
     calibration = Calibration(graded, calibrate, threshold_by, prior)
     calibration.check()
     if sampled and graded:
@@ -165,11 +173,7 @@ def train(
             f"{len(given) + len(held)} pairs after bad ones were sampled, half of them hard: "
             "log-odds are those among such pairs"
         )
-    if asymmetric:
-        notes.append(
-            "THE MODEL IS ASYMMETRIC: score(a, b) is not score(b, a), and left and right entities "
-            "are projected apart"
-        )
+    _check_both_weighted(given, "pairs to learn from")
     if balance:
         weights = np.ones(len(given)) if given.weights is None else given.weights
         given = replace(given, weights=balanced(given.labels, weights))
@@ -229,7 +233,10 @@ def _checked_pairs(
         )
     small = np.int32 if len(embeddings) < 2**31 else np.int64
     left, right = (side.astype(small) for side in sides)
-    return Pairs(left, right, labels, _checked_weights(weights, len(labels)))
+    checked = Pairs(left, right, labels, _checked_weights(weights, len(labels)))
+    if not one_kind:
+        _check_both_weighted(checked, name)
+    return checked
 
 
 def _checked_weights(weights: np.ndarray | None, count: int) -> np.ndarray | None:
@@ -245,6 +252,16 @@ def _checked_weights(weights: np.ndarray | None, count: int) -> np.ndarray | Non
     if not weights.any():
         raise DataError(f"all {count} weights are 0: nothing counts")
     return weights
+
+
+def _check_both_weighted(pairs: Pairs, name: str) -> None:
+    """Refuse pairs of which only one label counts."""
+    if pairs.weights is None or len(np.unique(pairs.labels[pairs.weights > 0])) > 1:
+        return
+    raise DataError(
+        f"the {name} with a weight above 0 all have the same label: give pairs of another label "
+        "some weight too"
+    )
 
 
 # --- arms -----------------------------------------------------------------------------------------
@@ -302,8 +319,16 @@ class _Tournament:
             scores = model_scores(self.task.embeddings, model, self.task.plain_held)
         else:
             model, scores = self._final(best, density_at_end)
+        if model.asymmetric:
+            self.notes.append(
+                "THE MODEL IS ASYMMETRIC: score(a, b) is not score(b, a), and left and right "
+                "entities are projected apart"
+            )
+        elif self.task.settings["asymmetric"]:
+            self.notes.append("the model is symmetric, though an asymmetric one was asked for")
         description = {
             **self.task.settings,
+            "asymmetric": model.asymmetric,
             **self._described(kept),
             "learned": kept is best,
             "pairs": len(self.task.given),

@@ -1,5 +1,6 @@
 """Heads are symmetric, know their own gradient, and fold into the formula of the kernels."""
 
+import inspect
 import sys
 import textwrap
 
@@ -307,7 +308,7 @@ def test_the_catalogue_has_a_line_for_every_head():
 @pytest.fixture
 def own_head(tmp_path, monkeypatch):
     """The example in the documentation of `Head`, as a module that can be imported."""
-    text = Head.__doc__.split("A whole one::")[1].split("    Parameters\n")[0]
+    text = inspect.cleandoc(Head.__doc__).split("A whole one::")[1].split("\nParameters\n")[0]
     (tmp_path / "mine.py").write_text(textwrap.dedent(text))
     monkeypatch.chdir(tmp_path)
     yield "mine:Chord"

@@ -9,7 +9,7 @@ from test_heads import GIVEN, NAMES, random_weights
 from fastpair.errors import ArgumentError
 from fastpair.heads import find_head
 from fastpair.model import Branch
-from fastpair.towers import ACTIVATIONS, Identity, Linear, Mlp, Tower, start_tower
+from fastpair.towers import ACTIVATIONS, Identity, Linear, Mlp, Tower, parse_tower, start_tower
 
 
 def some_tower(kind, rng, columns=4, dim=3, normalise=False, dtype=np.float64):
@@ -184,3 +184,26 @@ def test_a_residual_tower_starts_as_the_identity(activation):
 def test_a_start_that_cannot_be_is_refused(settings, text):
     with pytest.raises(ArgumentError, match=text):
         start_tower(rows=np.ones((3, 4)), rng=np.random.default_rng(0), **settings)
+
+
+def test_options_of_towers_are_read_as_text():
+    found = parse_tower("mlp(hidden=128x64, activation=gelu,residual=0,normalise=1)")
+    settings = {"hidden": (128, 64), "activation": "gelu", "residual": False, "normalise": True}
+    assert found == ("mlp", settings)
+    assert parse_tower("linear(bias=1)") == ("linear", {"bias": True})
+    assert parse_tower("identity") == ("identity", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("babel", "expected one of identity"),
+        ("linear(hidden=3)", "no option 'hidden'"),
+        ("linear(bias=2)", "expected 0 or 1"),
+        ("mlp(hidden=0)", "expected widths"),
+        ("mlp(activation=sine)", "activation"),
+    ],
+)
+def test_unknown_options_of_towers_are_refused(text, said):
+    with pytest.raises(ArgumentError, match=said):
+        parse_tower(text)

@@ -89,7 +89,53 @@ def test_a_state_that_is_none_is_refused_and_without_one_training_starts_anew(fo
     with pytest.raises(FileError, match="holds no state of a training"):
         learn(folder, resume=True)
     state.unlink()
-    assert learn(folder, resume=True)["history"]
+    summary = learn(folder, resume=True)
+    assert summary["history"]
+    assert any("nothing to continue" in note for note in summary["notes"])
+
+
+def test_a_resumed_log_holds_each_epoch_once(folder, monkeypatch):
+    def save(self, config, arrays):
+        self.seconds = 0
+        original(self, config, arrays)
+        if len(config["history"]) == 3:
+            raise KeyboardInterrupt
+
+    original = FileCheckpoint.save
+    log = folder / "log.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(FileCheckpoint, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            learn(folder, log=log)
+    history = learn(folder, log=log, resume=True)["history"]
+    assert [json.loads(line) for line in log.read_text().splitlines()] == history
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_an_interruption_says_whether_training_can_go_on(folder, monkeypatch, saved):
+    from click.testing import CliRunner
+
+    from fastpair.cli import commands
+
+    def interrupted(output, **_):
+        if saved:
+            output.with_name(output.name + SUFFIX).write_bytes(b"state")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "train", interrupted)
+    done = CliRunner().invoke(commands, ["train", "rows", "pairs", "-o", str(folder / "m.h5")])
+    assert done.exit_code == 130
+    assert ("--resume goes on where it stopped" in done.stderr) == saved
+
+
+def test_a_log_in_place_of_the_model_is_refused(folder):
+    with pytest.raises(ArgumentError, match="its own name"):
+        learn(folder, log=folder / "model.h5")
+
+
+def test_a_bound_above_every_label_is_named(folder):
+    with pytest.raises(DataError, match="--good is 9 but the largest label is 5"):
+        learn(folder, label_column="grade", good=9)
 
 
 def test_a_column_of_weights_counts(folder):

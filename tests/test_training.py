@@ -260,6 +260,38 @@ def test_density_takes_part_where_there_are_rows_enough():
     assert train(few, left, right, labels, arms="A", epochs=2).model.density is None
 
 
+def test_epochs_that_are_given_are_kept_in_every_arm():
+    rows, *pairs = groups_in_noise(24)
+    result = train(rows, *pairs, epochs=2)
+    assert [entry["epochs"] for entry in result.arms[2:]] == [2] * len(ARMS)
+    assert len(result.history) == 2 * len(ARMS)
+    assert train(rows, *pairs, arms="A").arms[-1]["epochs"] > 8  # few pairs, more epochs
+
+
+@pytest.mark.parametrize(
+    "tower", ["linear(bias=1,normalise=1)", "mlp(hidden=16x8,activation=gelu,residual=0)"]
+)
+def test_towers_take_options_and_more_columns_than_the_embeddings(tower):
+    rows, *pairs = groups_in_noise(25)
+    entry = train(rows, *pairs, tower=tower, dim=15, arms="B", epochs=3).arms[-1]
+    assert entry["settings"]["tower"] == tower
+
+
+def test_where_a_symmetric_model_is_kept_nothing_claims_the_contrary():
+    rows, left, right, _ = groups_in_noise(6)
+    good = (raw_cosine(rows, left, right) > 0.2).astype(float)
+    shuffled = np.random.default_rng(0).permutation(good)
+    valid = (left, right, good)
+    result = train(rows, left, right, shuffled, valid=valid, epochs=1, asymmetric=True)
+    assert result.model.description["asymmetric"] is False
+    assert not any("ASYMMETRIC" in note for note in result.notes)
+
+
+def test_a_bilinear_head_of_low_rank_starts_at_principal_directions():
+    rows, *pairs = groups_in_noise(26)
+    assert train(rows, *pairs, head="bilinear(rank=3)", arms="A", epochs=2).history
+
+
 class Memory:
     """A checkpoint in memory, after which training may be interrupted."""
 
@@ -356,7 +388,23 @@ def test_scores_that_rise_against_the_labels_are_said_to_tell_nothing():
         ({"weights": np.full(600, -1.0)}, DataError, "weight of pair 0 is -1"),
         ({"weights": np.zeros(600)}, DataError, "all 600 weights are 0"),
         ({"labels": np.zeros(600), "loss": "sampled"}, DataError, "needs good ones"),
-        ({"dim": 13}, ArgumentError, "dim is 13, expected 1 to 12"),
+        (
+            {"weights": np.tile([1.0, 0.0], 300), "labels": np.tile([1.0, 0.0], 300)},
+            DataError,
+            "all have the same label",
+        ),
+        ({"dim": 0}, ArgumentError, "dim is 0"),
+        ({"dim": 13, "tower": "identity"}, ArgumentError, "keeps all 12"),
+        ({"dim": 13, "tower": "mlp(residual=1)"}, ArgumentError, "keeps all 12"),
+        ({"tower": "mlp(size=3)"}, ArgumentError, "no option 'size', it has hidden"),
+        ({"asymmetric": True, "tower": "identity"}, ArgumentError, "asymmetric"),
+        ({"density": True, "head": "rbf"}, ArgumentError, "density is not for the head rbf"),
+        ({"start": "random", "tower": "mlp"}, ArgumentError, "start is for the projection"),
+        ({"pull": 1.0, "tower": "identity"}, ArgumentError, "pull is for the projection"),
+        ({"reflexive": 1.0, "head": "hyperbolic"}, ArgumentError, "nothing scores higher"),
+        ({"loss": "sampled+ranking"}, ArgumentError, "cannot be joined"),
+        ({"seed": -1}, ArgumentError, "seed is -1"),
+        ({"batch": 1}, ArgumentError, "batch is 1"),
         ({"epochs": 0}, ArgumentError, "epochs is 0"),
         ({"batch": -1}, ArgumentError, "batch is -1"),
         ({"learning_rate": float("nan")}, ArgumentError, "learning_rate is nan"),
