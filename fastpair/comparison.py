@@ -91,8 +91,7 @@ class Similarity:
     @property
     def most_recall_pairs(self) -> int:
         """Pairs of queries and candidates that are looked at within seconds."""
-        network = getattr(self.plan, "network", None)
-        return MOST_RECALL_PAIRS if network is None else MOST_NETWORK_PAIRS
+        return MOST_RECALL_PAIRS if self.plan.network is None else MOST_NETWORK_PAIRS
 
 
 @dataclass(frozen=True)

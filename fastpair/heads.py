@@ -22,7 +22,7 @@ import numpy as np
 from fastpair.errors import ArgumentError
 from fastpair.kernels import Network
 from fastpair.kernels.network import features
-from fastpair.kernels.reference import apply_link
+from fastpair.kernels.reference import apply_link, terms
 
 Weights = dict[str, np.ndarray]
 
@@ -76,6 +76,22 @@ def unit_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     inverse = np.zeros_like(length)
     np.divide(1, length * peak, out=inverse, where=peak > 0)
     return scaled / np.where(length > 0, length, 1), inverse
+
+
+def _check_setting(head: str, name: str, value: Any) -> None:
+    """Refuse a value that an option of a built-in head cannot have."""
+    if value is None:
+        return
+    sizes = value if isinstance(value, tuple) else (value,)
+    whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes)
+    if name == "rank" and (not whole or isinstance(value, tuple)):
+        raise ArgumentError(f"rank is {value!r} in {head}, expected a whole number from 1 on")
+    if name == "hidden" and not whole:
+        raise ArgumentError(
+            f"hidden of the head {head} is {value!r}, expected sizes such as 128x64"
+        )
+    if name == "gamma" and (isinstance(value, (tuple, str)) or not 0 < value <= 1e6):
+        raise ArgumentError(f"gamma is {value!r} in {head}, expected a number above 0 up to 1e6")
 
 
 class Head:
@@ -139,6 +155,7 @@ class Head:
             if name not in self.options:
                 known = ", ".join(self.options) or "none"
                 raise ArgumentError(f"the head {self.name} has no option {name!r}, it has {known}")
+            _check_setting(self.name, name, settings[name])
         self.settings = {**self.options, **settings}
 
     def initial(self, columns: int, rng: np.random.Generator) -> Weights:
@@ -1096,9 +1113,69 @@ def import_head(name: str) -> type[Head]:
         sys.path = before
     if not (isinstance(found, type) and issubclass(found, Head)):
         raise ArgumentError(f"{name!r} is no subclass of fastpair.heads.Head")
+    if found.__module__ == __name__:
+        raise ArgumentError(f"{name!r} is a head of fastpair's own: say --head {found.name}")
     found.name = name
+    _check_own_head(found)
     HEADS[name] = found
     return found
+
+
+def _check_own_head(kind: type[Head]) -> None:
+    """Refuse a user's head whose forward, gradient and fold do not belong together.
+
+    Pairs are random; so are the weights, about their start.
+    """
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(2, 64, 6))
+    upstream = rng.normal(size=64)
+    try:
+        head = kind()
+        weights = {
+            name: np.array(value, np.float64) + 0.1 * rng.normal(size=np.shape(value))
+            for name, value in head.initial(6, rng).items()
+        }
+        raw, cache = head.forward(left, right, weights)
+        swapped = head.forward(right, left, weights)[0]
+        gradients = head.backward(upstream, cache, weights)
+        steps = [rng.normal(size=side.shape) for side in (left, right)]
+        ways = {name: rng.normal(size=value.shape) for name, value in weights.items()}
+
+        def moved(step: float) -> float:
+            shifted = {name: value + step * ways[name] for name, value in weights.items()}
+            sides = (left + step * steps[0], right + step * steps[1])
+            return float(upstream @ head.forward(*sides, shifted)[0])
+
+        slope = (moved(1e-6) - moved(-1e-6)) / 2e-6
+        given = sum(float((g * s).sum()) for g, s in zip(gradients[:2], steps, strict=True))
+        given += sum(float((gradients[2][name] * ways[name]).sum()) for name in weights)
+        folded = raw
+        if not head.stands_alone or head.link != "identity":  # networks fold to features alone
+            folded = _raw_of_fold(head.fold(np.concatenate([left, right]), weights), len(left))
+    except Exception as error:  # whatever a user's head raises
+        raise ArgumentError(f"the head {kind.name} fails on random numbers: {error!r}") from error
+    size = np.abs(raw).max() + 1e-9
+    if np.abs(raw - swapped).max() > 1e-9 * size:
+        raise ArgumentError(f"the head {kind.name} is not symmetric: swapped pairs score otherwise")
+    if abs(slope - given) > 1e-3 * (abs(slope) + abs(given) + size):
+        raise ArgumentError(f"backward of the head {kind.name} is not the gradient of its forward")
+    if np.abs(raw - folded).max() > 1e-6 * size:
+        raise ArgumentError(
+            f"the fold of the head {kind.name} does not score what its forward does"
+        )
+
+
+def _raw_of_fold(folded: Folded, count: int) -> np.ndarray:
+    """Raw scores of folded rows 0 to count with rows count to 2 count, by the kernels' formula."""
+    raw = np.zeros(count)
+    if folded.bias is not None:
+        raw += folded.bias[:count] + folded.bias[count:]
+    for part in folded.segments:
+        halves = 2 if part.kind == "mirrored" else 1
+        values = part.values.reshape(2 * count, -1)
+        found = terms(part.kind, values[:count], values[count:])
+        raw += found @ np.tile(part.signs, halves).astype(np.float64)
+    return raw
 
 
 def catalogue() -> list[dict[str, str]]:

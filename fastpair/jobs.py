@@ -713,8 +713,8 @@ def _written_as(
         if form is None:
             raise ArgumentError(
                 f"the model {table.model_name!r} of {path} is no distance: use euclidean, "
-                "manhattan, or a model trained with the head rbf, hyperbolic, sqdiff or absdiff "
-                "whose weights are all below 0"
+                "manhattan, or a model trained with the head rbf or hyperbolic, or with sqdiff or "
+                "absdiff and --no-density whose weights are all below 0"
             )
         return "distance", lambda scores: form(scores).astype(np.float32)
     threshold, calibration = table.threshold, table.calibration

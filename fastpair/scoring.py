@@ -184,22 +184,21 @@ def meet(
 def distance_form(plan: Plan) -> Callable[[np.ndarray], np.ndarray] | None:
     """Return what turns scores (m,) float32 of a plan into distances, or None where there is none.
 
-    Distances are those before calibration: the root of the squared differences (euclidean), the
-    sum of differences alone, the Lorentz distance, and ``1 - exp(-gamma d^2)`` for rbf. Heads of
-    differences have one if no weight is above 0 and nothing else is added.
+    The built-in euclidean and manhattan, hyperbolic (the Lorentz distance) and rbf
+    (``1 - exp(-gamma d^2)``) are exact, calibrated or not. Learned differences have one if no
+    weight is above 0 and nothing else is added: the sum of absolute differences, or the root of the
+    squared ones, under the calibrated weights.
     """
-    product, maximum, mirrored, absolute, squared = plan.layout.columns
-    differences_alone = (
-        not any((*product, *maximum, *mirrored, absolute[0], squared[0]))
-        and not plan.layout.bias
-        and plan.network is None
-    )
     slope, offset = plan.slope, plan.offset
     if plan.link == "exponential":
         return lambda scores: 1 - (scores.astype(np.float64) - offset) / slope
     if plan.link in ("negative_root", "negative_arcosh"):
         return lambda scores: (offset - scores.astype(np.float64)) / slope
-    if plan.link == "identity" and differences_alone:
-        shift = offset + slope * float(np.float32(plan.constant))
-        return lambda scores: (shift - scores.astype(np.float64)) / slope
-    return None
+    product, maximum, mirrored, absolute, squared = plan.layout.columns
+    others = any((*product, *maximum, *mirrored, absolute[0], squared[0])) or plan.layout.bias
+    if plan.network is not None or others or (any(absolute) and any(squared)):
+        return None
+    shift = offset + slope * float(np.float32(plan.constant))
+    if any(squared):
+        return lambda scores: np.sqrt(np.maximum(shift - scores.astype(np.float64), 0))
+    return lambda scores: shift - scores.astype(np.float64)

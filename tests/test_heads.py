@@ -392,3 +392,37 @@ def test_hidden_layers_that_cannot_be_are_refused(text):
 def test_an_unknown_head_is_refused_with_the_known_ones():
     with pytest.raises(ArgumentError, match="no head 'cosin': choose from cosine, dot"):
         find_head("cosin")
+
+
+WRONG = {
+    "not symmetric": ("return weights", "return left[:, 0] * weights"),
+    "not the gradient": ("[:, None] * sign", "[:, None] * sign * 2"),
+    "fold": ("z * np.abs(weights", "2 * z * np.abs(weights"),
+    "fails": ("return weights", "return nothing * weights"),
+}
+
+
+@pytest.mark.parametrize("told", WRONG)
+def test_a_head_of_ones_own_that_contradicts_itself_is_refused(own_head, tmp_path, told):
+    text = (tmp_path / "mine.py").read_text()
+    assert WRONG[told][0] in text
+    (tmp_path / "mine.py").write_text(text.replace(*WRONG[told]))
+    with pytest.raises(ArgumentError, match=told):
+        parse_heads(own_head)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("bilinear(rank=8.5)", "bilinear(rank=4x4)", "bilinear(rank=0)", "rbf(gamma=3x3)"),
+        *("rbf(gamma=inf)", "rbf(gamma=0)", "mlp(hidden=0)", "mlp(hidden=8.5)"),
+    ],
+)
+def test_options_that_a_head_cannot_have_are_refused(text):
+    with pytest.raises(ArgumentError):
+        parse_heads(text)
+
+
+def test_a_head_of_fastpairs_own_is_not_imported_under_another_name():
+    with pytest.raises(ArgumentError, match="--head cosine"):
+        parse_heads("fastpair.heads:Cosine")
