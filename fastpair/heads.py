@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastpair.errors import ArgumentError
+from fastpair.errors import ArgumentError, FileError
 from fastpair.kernels import Network
 from fastpair.kernels.network import features
 from fastpair.kernels.reference import apply_link, terms
@@ -1032,19 +1032,24 @@ HEADS: dict[str, type[Head]] = {
 """Every head by its name."""
 
 
+class MissingHeadError(FileError, ArgumentError):
+    """A user's own head that nobody has imported, as the one of a model that was just read."""
+
+
 def find_head(text: str) -> Head:
     """Return the head of this name, with its options: ``cosine``, ``bilinear(rank=32)``.
 
     Raises
     ------
     ArgumentError : there is no head of this name, or it does not have such an option.
+    MissingHeadError : the name is that of a user's own head, which has not been imported.
     """
     match = re.fullmatch(r"\s*([^()]+?)\s*(?:\((.*)\))?\s*", text)
     name = match[1] if match else text
     if name not in HEADS:
         if ":" in name:
-            raise ArgumentError(
-                f"the head {name!r} is not part of fastpair: name it with --head {name} where its "
+            raise MissingHeadError(
+                f"the head {name!r} is a user's own: name its head with --head {name} where its "
                 "module can be imported"
             )
         raise ArgumentError(f"there is no head {name!r}: choose from {', '.join(HEADS)}")
@@ -1124,7 +1129,7 @@ def import_head(name: str) -> type[Head]:
 def _check_own_head(kind: type[Head]) -> None:
     """Refuse a user's head whose forward, gradient and fold do not belong together.
 
-    Pairs are random; so are the weights, about their start.
+    Pairs are random; so are the learned weights, about their start, where the head allows it.
     """
     rng = np.random.default_rng(0)
     left, right = rng.normal(size=(2, 64, 6))
@@ -1132,14 +1137,22 @@ def _check_own_head(kind: type[Head]) -> None:
     try:
         head = kind()
         weights = {
-            name: np.array(value, np.float64) + 0.1 * rng.normal(size=np.shape(value))
-            for name, value in head.initial(6, rng).items()
+            name: np.array(value, np.float64) for name, value in head.initial(6, rng).items()
         }
+        learned = head.backward(upstream, head.forward(left, right, weights)[1], weights)[2]
+        others = {
+            name: value + 0.1 * rng.normal(size=value.shape) if name in learned else value
+            for name, value in weights.items()
+        }
+        weights = others if head.fits(others, 6) else weights
         raw, cache = head.forward(left, right, weights)
         swapped = head.forward(right, left, weights)[0]
         gradients = head.backward(upstream, cache, weights)
         steps = [rng.normal(size=side.shape) for side in (left, right)]
-        ways = {name: rng.normal(size=value.shape) for name, value in weights.items()}
+        ways = {
+            name: rng.normal(size=value.shape) * (name in learned)
+            for name, value in weights.items()
+        }
 
         def moved(step: float) -> float:
             shifted = {name: value + step * ways[name] for name, value in weights.items()}
@@ -1148,10 +1161,12 @@ def _check_own_head(kind: type[Head]) -> None:
 
         slope = (moved(1e-6) - moved(-1e-6)) / 2e-6
         given = sum(float((g * s).sum()) for g, s in zip(gradients[:2], steps, strict=True))
-        given += sum(float((gradients[2][name] * ways[name]).sum()) for name in weights)
+        given += sum(float((gradients[2][name] * ways[name]).sum()) for name in learned)
         folded = raw
         if not head.stands_alone or head.link != "identity":  # networks fold to features alone
-            folded = _raw_of_fold(head.fold(np.concatenate([left, right]), weights), len(left))
+            compiled = head.compiled(weights)
+            # Apart from each other: a row's columns may depend on that row alone.
+            folded = _raw_of_fold(head.fold(left, compiled), head.fold(right, compiled))
     except Exception as error:  # whatever a user's head raises
         raise ArgumentError(f"the head {kind.name} fails on random numbers: {error!r}") from error
     size = np.abs(raw).max() + 1e-9
@@ -1165,16 +1180,15 @@ def _check_own_head(kind: type[Head]) -> None:
         )
 
 
-def _raw_of_fold(folded: Folded, count: int) -> np.ndarray:
-    """Raw scores of folded rows 0 to count with rows count to 2 count, by the kernels' formula."""
-    raw = np.zeros(count)
-    if folded.bias is not None:
-        raw += folded.bias[:count] + folded.bias[count:]
-    for part in folded.segments:
-        halves = 2 if part.kind == "mirrored" else 1
-        values = part.values.reshape(2 * count, -1)
-        found = terms(part.kind, values[:count], values[count:])
-        raw += found @ np.tile(part.signs, halves).astype(np.float64)
+def _raw_of_fold(left: Folded, right: Folded) -> np.ndarray:
+    """Raw scores of folded rows with folded rows, by the kernels' formula."""
+    raw = np.zeros(())
+    for folded in (left, right):
+        raw = raw if folded.bias is None else raw + folded.bias
+    for one, other in zip(left.segments, right.segments, strict=True):
+        halves = 2 if one.kind == "mirrored" else 1
+        columns = (part.values.reshape(len(part.values), -1) for part in (one, other))
+        raw = raw + terms(one.kind, *columns) @ np.tile(one.signs, halves).astype(np.float64)
     return raw
 
 

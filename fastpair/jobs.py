@@ -27,7 +27,7 @@ from fastpair.folding import Folder
 from fastpair.formats import Arrays, open_format
 from fastpair.hdf5 import Hdf5Arrays
 from fastpair.ingest import EmbeddingSource, open_embeddings
-from fastpair.model import BUILTINS, Model, builtin
+from fastpair.model import BUILTINS, Model, builtin, sigmoid
 from fastpair.pairs import KEY_BYTES, PairBlock, PairSource, open_pairs, open_raw_pairs
 from fastpair.results import (
     SCORE_BLOCK,
@@ -732,12 +732,8 @@ def _written_as(
             f"scores of {path} are of the unit {table.unit}, which has no probability: use a model "
             "that was trained on good and bad pairs"
         )
-    curve = calibration or _sigmoid
+    curve = calibration or sigmoid
     return "probability", lambda scores: curve(scores.astype(np.float64)).astype(np.float32)
-
-
-def _sigmoid(log_odds: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -log_odds))  # exact where it is tiny, too
 
 
 def _load_tables(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastpair.errors import ArgumentError, DataError, FastpairError, FileError, MismatchError
-from fastpair.heads import Columns, Folded, Weights, find_head, unit_rows
+from fastpair.heads import Columns, Folded, MissingHeadError, Weights, find_head, unit_rows
 from fastpair.kernels import LINKS, Network
 from fastpair.kernels.reference import apply_link
 from fastpair.towers import Identity, Tower
@@ -422,6 +422,11 @@ class Isotonic:
             raise ArgumentError("the calibration is not a rising curve from scores to 0..1")
 
 
+def sigmoid(log_odds: np.ndarray) -> np.ndarray:
+    """Return the probabilities (M,) float64 of log-odds (M,); tiny ones stay apart from 0."""
+    return np.exp(-np.logaddexp(0, -np.asarray(log_odds, np.float64)))
+
+
 def probabilities(scores: np.ndarray, unit: str, calibration: Isotonic | None = None) -> np.ndarray:
     """Return the probabilities (M,) float64 that pairs are good.
 
@@ -443,7 +448,7 @@ def probabilities(scores: np.ndarray, unit: str, calibration: Isotonic | None = 
             f"these scores are of the unit {unit}, which has no probability: train on good and bad "
             "pairs"
         )
-    return 0.5 + 0.5 * np.tanh(0.5 * scores)
+    return sigmoid(scores)
 
 
 @dataclass
@@ -705,7 +710,13 @@ class Model:
 
     @classmethod
     def from_parts(cls, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Model:
-        """Put a model together from what `to_parts` gave; anything unsound is a FileError."""
+        """Put a model together from what `to_parts` gave.
+
+        Raises
+        ------
+        FileError : anything unsound; as `MissingHeadError`, a head of a user's own that is not yet
+            imported.
+        """
         try:
             fields, arrays = _upgraded(config, arrays)
             groups = {
@@ -724,6 +735,8 @@ class Model:
             if groups["calibration"]:
                 fields["calibration"] = Isotonic(**groups["calibration"])
             return cls(branches, preparation=Preparation(**preparation), **fields)
+        except MissingHeadError:
+            raise
         except (KeyError, TypeError, AttributeError, ValueError, FastpairError) as error:
             raise FileError(
                 f"this is not a model that this version can use ({error}): train it again"

@@ -333,14 +333,15 @@ def test_a_head_of_ones_own_is_imported_by_name_and_folds(own_head):
     write_model("m.h5", model)
     np.save("v.npy", z)
     HEADS.pop(own_head)
-    with pytest.raises(FileError, match="name it with --head mine:Chord"):
+    with pytest.raises(FileError, match="name its head with --head mine:Chord") as told:
         read_model("m.h5")
+    assert "train it again" not in str(told.value)
     arguments = ["project", "m.h5", "v.npy", "-o", "t.h5", "--head", own_head]
     assert CliRunner().invoke(commands, arguments).exit_code == 0
     assert read_table("t.h5").rows.tobytes() == rows.tobytes()
     HEADS.pop(own_head)
     np.testing.assert_allclose(PairScorer(rows, plan)(left, right), raw, atol=1e-5)
-    with pytest.raises(FileError, match="name it with --head mine:Chord"):
+    with pytest.raises(FileError, match="name its head with --head mine:Chord"):
         Model.from_parts(*parts)
     assert head.backward(np.ones(36), cache, weights)[2]["weight"].shape == (1,)
 
@@ -409,6 +410,26 @@ def test_a_head_of_ones_own_that_contradicts_itself_is_refused(own_head, tmp_pat
     (tmp_path / "mine.py").write_text(text.replace(*WRONG[told]))
     with pytest.raises(ArgumentError, match=told):
         parse_heads(own_head)
+
+
+def test_the_fold_of_a_row_may_not_depend_on_other_rows(own_head, tmp_path):
+    text = (tmp_path / "mine.py").read_text()
+    (tmp_path / "mine.py").write_text(text.replace("z * np.abs(w", "(z - z.mean(0)) * np.abs(w"))
+    with pytest.raises(ArgumentError, match="fold"):
+        parse_heads(own_head)
+
+
+@pytest.mark.parametrize("base", [head.__name__ for head in HEADS.values()])
+def test_a_head_of_ones_own_can_build_on_any_head_of_fastpairs(own_head, tmp_path, base):
+    text = f"from fastpair import heads\nclass Chord(heads.{base}):\n    pass\n"
+    (tmp_path / "mine.py").write_text(text)
+    assert parse_heads(own_head)[0].name == own_head
+
+
+def test_weights_that_are_not_learned_are_left_as_they_are(own_head, tmp_path):
+    text = "from fastpair import heads\nclass Chord(heads.Rbf):\n    options = {'gamma': 0.001}\n"
+    (tmp_path / "mine.py").write_text(text)
+    assert parse_heads(own_head)[0].settings == {"gamma": 0.001}
 
 
 @pytest.mark.parametrize(

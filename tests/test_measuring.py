@@ -21,7 +21,7 @@ from fastpair.comparison import Similarity, breakdown, compare
 from fastpair.errors import ArgumentError, DataError, MismatchError
 from fastpair.features import KINDS, PairFeatures
 from fastpair.files import read_model, write_model
-from fastpair.model import Branch, Isotonic, Model, Preparation, builtin
+from fastpair.model import Branch, Isotonic, Model, Preparation, builtin, probabilities
 from fastpair.properties import measure_properties
 from fastpair.towers import Linear
 
@@ -467,7 +467,7 @@ def test_what_has_no_probability_or_threshold_is_refused(world, tmp_path):
 def test_tiny_probabilities_stay_apart():
     log_odds = np.array([-80.0, -40.0, 0.0, 800.0])
     expected = [math.exp(-80), math.exp(-40), 0.5, 1.0]
-    np.testing.assert_allclose(jobs._sigmoid(log_odds), expected, rtol=1e-12)
+    np.testing.assert_allclose(probabilities(log_odds, "log-odds"), expected, rtol=1e-12)
 
 
 def test_the_commands_take_the_same_options(world, tmp_path):

@@ -8,8 +8,10 @@ from tables import random_plan, random_table, some_layout
 
 from fastpair.backend import memory_budget, parse_size, read_ahead, run_ordered, thread_count
 from fastpair.errors import ArgumentError, DataError, MismatchError
+from fastpair.folding import fold
 from fastpair.kernels import reference
-from fastpair.scoring import PairScorer, meet
+from fastpair.model import Branch, Model
+from fastpair.scoring import PairScorer, distance_form, meet
 
 
 @dataclass
@@ -116,3 +118,25 @@ def test_there_is_a_thread_for_each_processor_unless_told():
     assert 0 < memory_budget() < 2**60
     with pytest.raises(ArgumentError, match="threads is 0"):
         thread_count(0)
+
+
+@pytest.mark.parametrize(("head", "power"), [("absdiff", 1), ("sqdiff", 2)])
+def test_learned_differences_are_distances_under_the_calibrated_weights(head, power):
+    rng = np.random.default_rng(3)
+    z, weight = rng.normal(size=(9, 4)), -rng.exponential(size=4)
+    model = Model([Branch(head, {"weight": weight})], 4).calibrated(3.0, 1.5)
+    rows, plan = fold(model, z)
+    left, right = np.divmod(np.arange(81), 9)
+    apart = distance_form(plan)(PairScorer(rows, plan)(left, right))
+    sums = (np.abs(z[left] - z[right]) ** power) @ (-3 * weight)
+    np.testing.assert_allclose(apart, sums ** (1 / power), rtol=1e-4, atol=2e-3)
+
+
+def test_sums_of_both_differences_or_of_weights_above_0_are_no_distance():
+    below, above = ({"weight": np.full(4, value)} for value in (-1.0, 1.0))
+    for branches in (
+        [Branch("absdiff", below), Branch("sqdiff", below)],
+        [Branch("absdiff", above)],
+        [Branch("absdiff", below), Branch("sum", below)],
+    ):
+        assert distance_form(fold(Model(branches, 4), np.eye(4))[1]) is None
