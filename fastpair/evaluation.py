@@ -14,6 +14,7 @@ import numpy as np
 
 from fastpair.errors import ArgumentError, DataError
 from fastpair.heads import unit_rows
+from fastpair.model import sigmoid
 
 if TYPE_CHECKING:
     from fastpair.model import Model
@@ -128,7 +129,7 @@ def _probabilities(
     if probability is None:
         # log(1 + exp(.)) directly: probabilities would round to 0 or 1 for confident scores.
         loss = np.logaddexp(0, np.where(truth, -scores, scores))
-        return 0.5 * (1 + np.tanh(0.5 * scores)), loss
+        return sigmoid(scores), loss
     chance = np.asarray(probability, np.float64)
     of_truth = np.where(truth, chance, 1 - chance)
     return chance, -np.log(np.maximum(of_truth, LEAST_PROBABILITY))
