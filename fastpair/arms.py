@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy as np
 
 from fastpair.errors import ArgumentError, DataError
 from fastpair.heads import find_head, parse_heads, unit_rows
-from fastpair.learner import Learner, Pairs, Rates, RawScore, Rows, blocks
+from fastpair.learner import Entities, Learner, Pairs, Rates, RawScore, Rows, blocks
 from fastpair.model import (
     FEWEST_REFERENCE_ROWS,
+    FOLDED_TOGETHER,
     MOST_REFERENCE_ROWS,
     NEAREST,
     PREPARATIONS,
@@ -190,10 +192,25 @@ def check_symmetry(arm: Arm, *, asymmetric: bool, reflexive: float) -> None:
 
 
 class Task:
-    """What every arm learns from: rows of the pairs, prepared in one way or another."""
+    """What every arm learns from: rows of the pairs, prepared in one way or another.
 
-    def __init__(self, embeddings: np.ndarray, given: Pairs, held: Pairs, settings: dict[str, Any]):
-        self.embeddings, self.settings = embeddings, settings
+    Parameters
+    ----------
+    embeddings : (N, n) float.
+    given, held : pairs to learn from and validation pairs.
+    settings : those of `fastpair.training.train` that are not settings of an arm.
+    pool : threads to learn in; None: only this one.
+    """
+
+    def __init__(
+        self,
+        embeddings: np.ndarray,
+        given: Pairs,
+        held: Pairs,
+        settings: dict[str, Any],
+        pool: ThreadPoolExecutor | None = None,
+    ):
+        self.embeddings, self.settings, self.pool = embeddings, settings, pool
         self.graded: bool = settings["graded"]
         sides = (given.left, given.right, held.left, held.right)
         mask = np.zeros(len(embeddings), bool)
@@ -236,9 +253,12 @@ class Task:
             return unit_rows(prepared if tower is None else tower.forward(prepared)[0])[0]
 
         reference = space(rows.preparation(self.reference))
-        means = np.empty((len(rows), len(NEAREST)))
-        for block in blocks(len(rows), 1 << 13):
-            means[block] = nearest_means(space(rows[np.arange(block.start, block.stop)]), reference)
+
+        def measured(block: slice) -> np.ndarray:
+            return nearest_means(space(rows[np.arange(block.start, block.stop)]), reference)
+
+        each = map if self.pool is None else self.pool.map
+        means = np.concatenate(list(each(measured, blocks(len(rows), FOLDED_TOGETHER))))
         spread = means.std(axis=0)
         std = np.where(spread > 0, spread, 1.0)
         density = Density(
@@ -318,6 +338,7 @@ def start_learner(arm: Arm, task: Task, rng: np.random.Generator) -> Learner:
         np.zeros(1, np.float32),
         None if density is None else np.zeros(len(NEAREST), np.float32),
         np.ones(1, np.float32) if score_link != "identity" else None,
+        pool=task.pool,
     )
     _scale_start(score, rows[some.left], rows[some.right])
     rate = arm.learning_rate * (384 / columns) ** 0.5
@@ -338,7 +359,9 @@ def start_learner(arm: Arm, task: Task, rng: np.random.Generator) -> Learner:
 def _scale_start(score: RawScore, left: np.ndarray, right: np.ndarray) -> None:
     """Give the raw scores of these pairs the mean and spread of ``SPREAD (cosine - 1/2)``."""
     cosine = np.einsum("ij,ij->i", unit_rows(left)[0], unit_rows(right)[0])
-    raw = score.forward(left, right)[0]
+    numbers = np.arange(2 * len(left))
+    entities = Entities(np.concatenate([left, right]), *np.split(numbers, 2))
+    raw = score.forward(entities)[0]
     spread = float(raw.std())
     factor = SPREAD * float(cosine.std()) / spread if spread > 1e-9 else 1.0
     if score.slope is None and float((cosine - cosine.mean()) @ (raw - raw.mean())) < 0:

@@ -7,8 +7,10 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from threading import Lock
+from typing import Any, TypeVar
 
 from fastpair.errors import ArgumentError
 
@@ -32,6 +34,31 @@ def thread_count(threads: int | None = None) -> int:
     if threads < 1:
         raise ArgumentError(f"threads is {threads}, expected at least 1")
     return threads
+
+
+_blas_lock = Lock()
+_blas_users: list[Any] = []
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let each matrix product run in the thread that asks for it, until the last user is done.
+
+    The limit belongs to the process: lifted by the first of several Python threads that end, it
+    would be gone for the others, and their sums would change with the number of threads.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with _blas_lock:
+        limits = _blas_users[0] if _blas_users else threadpool_limits(1, "blas")
+        _blas_users.append(limits)
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_users.pop()
+            if not _blas_users:
+                limits.restore_original_limits()
 
 
 def parse_size(text: str) -> int:
@@ -98,6 +125,13 @@ def run_ordered(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_order(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
+) -> Iterator[_Result]:
+    """Yield ``function(item)`` as `run_ordered` does; with one thread, in the caller's own."""
+    return map(function, items) if threads == 1 else run_ordered(function, items, threads)
 
 
 def read_ahead(items: Iterable[_Item], depth: int = 1) -> Iterator[_Item]:

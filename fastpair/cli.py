@@ -57,19 +57,26 @@ def _stop(sentence: str, code: int) -> None:
     sys.exit(code)
 
 
+SKYLAKE_X = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+"""What a CPU must have for the widest kernels of the OpenBLAS in NumPy's wheels."""
+
+
 def _use_wide_matrix_products() -> None:
     """Let OpenBLAS use AVX-512 where it takes a new CPU for an old one.
 
-    It must be told before NumPy is imported; who has told it already is left alone.
+    It knows CPUs by their number, and takes a new one for a Haswell; what a CPU can do is in its
+    flags. The widest kernels in NumPy's wheels are those of Skylake-X, which is also what OpenBLAS
+    chooses itself where it knows the CPU. It must be told before NumPy is imported, and only in
+    the process of the command; who has told it already is left alone.
     """
     if "OPENBLAS_CORETYPE" in os.environ or not sys.platform.startswith("linux"):
         return
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as info:
-            flags = info.read(4096)
+            flags = next((line for line in info if line.startswith("flags")), "").split()
     except OSError:
         return
-    if "avx512dq" in flags and "avx512vl" in flags:
+    if set(flags) >= SKYLAKE_X:
         os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
 
 
@@ -219,6 +226,7 @@ def commands() -> None:
     Score a pair file:     fastpair score table.h5 candidates.parquet -o scores.parquet
     Best 10 of everyone:   fastpair matrix table.h5 --top-k 10 -o best.h5
     Features for others:   fastpair features model.h5 embeddings.h5 pairs.csv -o features.h5
+    How fast, here:        fastpair bench
 
     Embeddings and pairs are read from CSV, TSV, Parquet, npy, npz and HDF5. Wherever a model is
     asked for, cosine, dot, euclidean or manhattan may stand instead.
@@ -328,6 +336,7 @@ def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
 @_pair_columns
 @_keys
 @_label_column
+@_threads
 @_overwrite
 @_json
 def train(as_json: bool, output: Path, **options: Any) -> None:
@@ -713,6 +722,56 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
         f"{summary['pairs']} pairs in {summary['seconds']:.1f} s, "
         f"{_short(summary['pairs_per_second'])}pairs/s -> {output}",
     )
+
+
+@commands.command()
+@click.option("--table", type=_path, metavar="FILE", help="Table to measure.  [default: generated]")
+@click.option(
+    "--entities",
+    type=click.IntRange(2),
+    default=100_000,
+    show_default=True,
+    help="Rows of the generated table.",
+)
+@click.option(
+    "--columns", type=click.IntRange(1), default=128, show_default=True, help="Its columns."
+)
+@click.option(
+    "--pairs",
+    type=click.IntRange(1),
+    default=4_000_000,
+    show_default=True,
+    help="Random pairs to score, at most.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="All of it shall take; rows are shortened to fit.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all chance.")
+@_threads
+@_own_head
+@_json
+def bench(as_json: bool, **options: Any) -> None:
+    """Measure this machine, what fastpair does on it, and that its results are right.
+
+    Rates stand beside what the machine can do at most, measured in the same run. Every backend is
+    compared with the float64 reference; the exit code is 1 where one is further from it than
+    rounding explains.
+    """
+    from fastpair.agreement import check_agreement
+    from fastpair.bench import bench as measure
+    from fastpair.bench_report import print_bench, steps
+
+    with steps() as say:
+        summary = measure(say=say, **options)
+    if as_json:
+        _finish(summary, True)
+    else:
+        print_bench(summary)
+    check_agreement(summary["agreement"])
 
 
 @commands.command()

@@ -92,7 +92,12 @@ def run_demo(folder: Path, threads: int | None = None) -> dict[str, Any]:
     scores, best = folder / "scores.h5", folder / "best.h5"
     options: dict[str, Any] = {"overwrite": True}
     trained = jobs.train(
-        files["images"], files["pairs_train"], model, valid=files["pairs_valid"], **options
+        files["images"],
+        files["pairs_train"],
+        model,
+        valid=files["pairs_valid"],
+        threads=threads,
+        **options,
     )
     console.print(
         f"Learned from {trained['n_pairs']:,} labelled pairs in {trained['seconds']:.1f} s."

@@ -25,3 +25,7 @@ class MismatchError(FastpairError):
 
 class MemoryBudgetError(FastpairError):
     """The work does not fit into the memory that it was given."""
+
+
+class AgreementError(FastpairError):
+    """A backend's results are further from the reference than rounding can explain."""

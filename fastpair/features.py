@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastpair.backend import run_ordered, thread_count
+from fastpair.backend import one_blas_thread, run_ordered, thread_count
 from fastpair.errors import ArgumentError, DataError
 from fastpair.heads import find_head
 from fastpair.model import FOLDED_TOGETHER, Branch, Model
@@ -88,8 +88,6 @@ class PairFeatures:
         ------
         DataError : a feature is too large for float32.
         """
-        from threadpoolctl import threadpool_limits
-
         features = np.empty((len(left), len(self.names)), np.float32)
 
         def fill(start: int) -> None:
@@ -101,7 +99,7 @@ class PairFeatures:
             with np.errstate(over="ignore"):
                 self._fill(features[start:stop], *map(self.model.prepare, pieces))
 
-        with threadpool_limits(1, "blas"):
+        with one_blas_thread():
             for _ in run_ordered(fill, range(0, len(left), FOLDED_TOGETHER), self.threads):
                 pass
         bad = ~np.isfinite(features).all(axis=1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from threading import Lock
 
 import numpy as np
 
-from fastpair.backend import run_ordered, thread_count
+from fastpair.backend import one_blas_thread, run_ordered, thread_count
 from fastpair.errors import ArgumentError, DataError
 from fastpair.heads import Folded
 from fastpair.kernels import LANES, PRECISIONS, SEGMENTS, Plan, RowLayout, aligned_empty
@@ -78,6 +79,7 @@ class Folder:
             offset=model.offset,
             network=model.network,
         )
+        self._lock = Lock()  # for what threads note together
         self._peaks = np.zeros(len(SEGMENTS))
         self._stored_norm: dict[str, float] = {}
         self._error_norm: dict[str, float] = {}
@@ -93,10 +95,14 @@ class Folder:
 
     def survey(self, embeddings: np.ndarray) -> None:
         """Take note of the greatest numbers of a block (rows, columns)."""
-        for _, _, folded in self._folded(embeddings):
+
+        def note(_start: int, _stop: int, folded: Folded) -> None:
             for name, (values, _) in _gather(folded).items():
-                number = SEGMENTS.index(name)
-                self._peaks[number] = max(self._peaks[number], np.abs(values).max(initial=0))
+                number, peak = SEGMENTS.index(name), np.abs(values).max(initial=0)
+                with self._lock:
+                    self._peaks[number] = max(self._peaks[number], peak)
+
+        self._each_piece(embeddings, note)
         scales = self._scales(self._peaks, 0)
         self.plan = self.plan.with_scales(tuple(float(scale) for scale in scales))
 
@@ -110,32 +116,44 @@ class Folder:
         DataError : a row folds to a number that the precision cannot hold; `first_row` counts it.
         """
         rows = np.zeros(len(embeddings), dtype=self.plan.layout.dtype)
-        for start, stop, folded in self._folded(embeddings):
+
+        def store(start: int, stop: int, folded: Folded) -> None:
             piece = rows[start:stop]
             if self.plan.layout.bias and folded.bias is not None:
                 bias = self._checked(folded.bias[: len(piece), None], np.float32, first_row + start)
                 piece["bias"] = bias[:, 0]
             for name, (values, signs) in _gather(folded).items():
                 self._store(piece, name, values[: len(piece)], signs, first_row + start)
+
+        self._each_piece(embeddings, store)
         return rows
 
-    def _folded(self, embeddings: np.ndarray) -> Iterator[tuple[int, int, Folded]]:
-        """Yield (start, stop, folded rows and perhaps some of padding) of a block, in order."""
-        from threadpoolctl import threadpool_limits
+    def _each_piece(self, embeddings: np.ndarray, use: Callable[[int, int, Folded], None]) -> None:
+        """Fold a block in threads, and let each use (start, stop, folded rows and padding).
 
-        def fold_piece(start: int) -> tuple[int, int, Folded]:
+        What is used is gone afterwards: the memory of a piece serves the next one too. The error
+        of the first piece that has one is raised.
+        """
+        free: list[np.ndarray] = []
+
+        def fold_piece(start: int) -> None:
             stop = min(start + FOLDED_TOGETHER, len(embeddings))
-            piece = np.zeros((FOLDED_TOGETHER, embeddings.shape[1]))
+            try:
+                piece = free.pop()
+            except IndexError:
+                piece = np.empty((FOLDED_TOGETHER, embeddings.shape[1]))
             piece[: stop - start] = embeddings[start:stop]
-            return start, stop, self.model.fold(piece, self.side)
+            piece[stop - start :] = 0
+            bad = np.flatnonzero(~np.isfinite(piece).all(axis=1))
+            if len(bad):
+                raise DataError(f"row {start + bad[0]} of the embeddings holds NaN or infinity")
+            use(start, stop, self.model.fold(piece, self.side))
+            free.append(piece)
 
-        bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-        if len(bad):
-            raise DataError(f"row {bad[0]} of the embeddings holds NaN or infinity")
-        with threadpool_limits(1, "blas"):
-            yield from run_ordered(
-                fold_piece, range(0, len(embeddings), FOLDED_TOGETHER), self.threads
-            )
+        starts = range(0, len(embeddings), FOLDED_TOGETHER)
+        with one_blas_thread():
+            for _ in run_ordered(fold_piece, starts, self.threads):
+                pass
 
     def _store(
         self, rows: np.ndarray, name: str, values: np.ndarray, signs: np.ndarray, first_row: int
@@ -169,13 +187,14 @@ class Folder:
         quadratic = name in ("product", "squared")
         for norms, rows in ((self._stored_norm, stored), (self._error_norm, stored - exact)):
             sizes = np.sqrt((rows**2).sum(1)) if quadratic else np.abs(rows).sum(1)
-            norms[name] = max(norms.get(name, 0.0), float(sizes.max(initial=0)))
-        greatest = self._stored_norm[name]
-        if (4 * greatest**2 if quadratic else 4 * greatest) > LARGEST_TERM:
-            raise DataError(
-                f"the embeddings are so large (a row of {name} columns of length {greatest:.3g}) "
-                "that scores would leave the range of float32: scale them down"
-            )
+            greatest = float(sizes.max(initial=0))
+            if (4 * greatest**2 if quadratic else 4 * greatest) > LARGEST_TERM:
+                raise DataError(
+                    f"the embeddings are so large (a row of {name} columns of length "
+                    f"{greatest:.3g}) that scores would leave the range of float32: scale them down"
+                )
+            with self._lock:
+                norms[name] = max(norms.get(name, 0.0), greatest)
 
     def _scales(self, peaks: np.ndarray, first_row: int) -> np.ndarray:
         """Return the int8 scales (n,) float32 for the greatest numbers of n rows or segments."""

@@ -10,7 +10,7 @@ import csv
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -20,7 +20,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from fastpair.errors import DataError, FastpairError, FileError
-from fastpair.hdf5 import Hdf5Arrays, check_readable, reading
+from fastpair.hdf5 import Hdf5Arrays, ReadRows, check_readable, reading
 from fastpair.ids import text_from_numpy
 
 SAMPLE_BYTES = 1 << 20
@@ -68,6 +68,12 @@ class Arrays(Protocol):
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray | pa.Array:
         """Rows `start` to `stop` of an array; one column of text as `pa.string()`."""
+
+    def opened(self) -> AbstractContextManager[ReadRows]:
+        """What reads as `read` does, in several threads at once, from a file that stays open."""
+
+    def rows_together(self, name: str, least: int) -> int:
+        """Rows that are best read together: about `least`."""
 
 
 # --- text ---------------------------------------------------------------------------------------
@@ -295,6 +301,14 @@ class NumpyArrays:
         if self.entries[name][1] == "text" and part.ndim == 1:
             return text_from_numpy(part)
         return np.asarray(part)
+
+    def opened(self) -> AbstractContextManager[ReadRows]:
+        """What reads as `read` does."""
+        return nullcontext(self.read)
+
+    def rows_together(self, name: str, least: int) -> int:
+        """Rows that are read together: `least`."""
+        return least
 
 
 @contextmanager

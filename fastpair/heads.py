@@ -69,6 +69,20 @@ def unit_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     unit : (N, n), the type of `rows`.
     inverse : (N, 1), one over the length, 0 for a row of zeros.
     """
+    with np.errstate(over="ignore", under="ignore"):
+        squares = np.einsum("ij,ij->i", rows, rows)[:, None]
+    limits = np.finfo(rows.dtype)
+    plain = (squares > limits.tiny / limits.eps**2) & (squares < limits.max)
+    length = np.sqrt(np.where(plain, squares, 1))
+    unit, inverse = rows / length, 1 / length
+    if not plain.all():
+        rest = np.flatnonzero(~plain)
+        unit[rest], inverse[rest] = _unit_rows_of_any_size(rows[rest])
+    return unit, inverse
+
+
+def _unit_rows_of_any_size(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Do what `unit_rows` does, for rows whose squares overflow or vanish and for zeros."""
     # Dividing by the largest number first keeps squares from overflowing and from vanishing.
     peak = np.abs(rows).max(axis=1, keepdims=True, initial=0)
     scaled = rows / np.where(peak > 0, peak, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -117,3 +119,37 @@ def text_from_numpy(values: np.ndarray) -> pa.Array:
 def all_integers(ids: pa.Array) -> bool:
     """Whether every id is the decimal text of an integer, such as "7" but not "007"."""
     return bool(pc.all(pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]{0,17})$")).as_py())
+
+
+class RowsOfIds:
+    """Says which rows ids name; it prepares itself once, at the first call, for all threads.
+
+    Parameters
+    ----------
+    ids : `pa.string()` without nulls, (N,); of equal ids the first counts.
+    """
+
+    def __init__(self, ids: pa.Array) -> None:
+        self._ids, self._preparing = ids, threading.Lock()
+        self._slots: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it needs besides the ids, at most."""
+        return 32 * len(self._ids)
+
+    def __call__(self, texts: pa.Array) -> np.ndarray:
+        """Rows of texts, a `pa.string()` without nulls, (b,): (b,) int64, -1 where unknown."""
+        from fastpair.kernels import lookup  # Numba: only those who have ids wait for it
+
+        with self._preparing:
+            if self._slots is None:
+                self._parts = text_parts(self._ids)
+                self._known = lookup.texts_at(*self._parts)
+                slots = lookup.empty_slots(len(self._ids))
+                lookup.fill_slots(slots, self._known)
+                self._slots = slots
+        rows = np.empty(len(texts), np.int64)
+        parts = text_parts(texts)
+        lookup.find_rows(self._slots, self._known, lookup.texts_at(*parts), rows)
+        return rows

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from fastpair.backend import LEAST_MEMORY, memory_budget
+from fastpair.backend import LEAST_MEMORY, memory_budget, read_ahead, thread_count
 from fastpair.errors import ArgumentError, DataError, MemoryBudgetError, MismatchError
 from fastpair.export import FeatureBlock, export_format, write_features, write_scored_pairs
 from fastpair.export import convert as convert_file
@@ -28,7 +29,7 @@ from fastpair.formats import Arrays, open_format
 from fastpair.hdf5 import Hdf5Arrays
 from fastpair.ingest import EmbeddingSource, open_embeddings
 from fastpair.model import BUILTINS, Model, builtin, sigmoid
-from fastpair.pairs import KEY_BYTES, PairBlock, PairSource, open_pairs, open_raw_pairs
+from fastpair.pairs import PairBlock, PairSource, open_pairs, open_raw_pairs
 from fastpair.results import (
     SCORE_BLOCK,
     DenseWriter,
@@ -630,6 +631,8 @@ def score(
     inputs = [Path(path) for path in (table, pairs, against) if path is not None]
     check_output(output, overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
+    preparing = threading.Thread(target=_prepare_kernels, name="fastpair-prepare")
+    preparing.start()  # takes the interpreter half a second, in which tables are read
     left, right, budget = _load_tables(table, against, memory)
     both = right or left
     unit, written = _written_as(table, left, probability, decision, distance)
@@ -644,7 +647,7 @@ def score(
         keys=keys,
         dataset=dataset,
     )
-    _check_room(budget, source)
+    _check_room(budget, source, thread_count(threads))
     if expect is not None:
         expect(source.count)
     scorer = PairScorer(
@@ -773,11 +776,10 @@ def _check_sides(path: Path, left: Table, right: Table | None) -> None:
         )
 
 
-def _check_room(budget: int, source: PairSource) -> None:
+def _check_room(budget: int, source: PairSource, threads: int) -> None:
     """Refuse a run whose blocks of pairs do not fit beside the tables."""
     needed = min(source.count, SCORE_BLOCK) * (source.bytes_a_pair() + 4) * BLOCKS_UNDER_WAY
-    if source.keys == "ids":
-        needed += 2 * KEY_BYTES
+    needed += source.reading_bytes(threads)
     if needed > budget:
         raise MemoryBudgetError(
             f"blocks of pairs need {needed} bytes beside the tables, but --memory leaves {budget}: "
@@ -799,7 +801,7 @@ def _score_blocks(
         return source.count
     start = int(undone[0]) * SCORE_BLOCK
     progress(start)
-    for block, scores in scorer.stream(source.blocks(SCORE_BLOCK, start)):
+    for block, scores in scorer.stream(source.blocks(SCORE_BLOCK, start, threads=scorer.threads)):
         file.write_block(block.start // SCORE_BLOCK, written(scores))
         progress(len(scores))
     return start
@@ -862,6 +864,12 @@ def file_identity(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _prepare_kernels() -> None:
+    from fastpair.kernels import pairs, simd  # noqa: F401  Numba and the pair kernel
+
+    simd.prepare()
+
+
 def _kernel_digest() -> str:
     from fastpair.kernels.simd import kernel_digest
 
@@ -900,6 +908,11 @@ def matrix(
     ----------
     top_k, threshold, dense, histogram : exactly one of them; `bins` goes with the last.
     memory : what may be allocated, the tables included.
+
+    Returns
+    -------
+    summary : with ``scan``, the form of numbers in which pairs were looked for before the pair
+        kernel decided (None for networks), and ``triangle``, whether each pair was walked once.
     """
     from fastpair.matrix import all_pairs
 
@@ -952,7 +965,7 @@ def matrix(
         found = {"kept": kept}
     elif dense:
         with DenseWriter(output, (len(left.rows), len(both.rows)), **ids, **common) as full:
-            for first, scores in pairs.dense():
+            for first, scores in read_ahead(pairs.dense(), depth=0):  # two groups are in memory
                 full.write(first, 0, scores)
     else:
         edges, counts = pairs.histogram(bins or 100)
@@ -966,6 +979,8 @@ def matrix(
         "seconds": time.perf_counter() - begun,
         "pairs_per_second": walked / max(seconds, 1e-9),
         "threads": pairs.threads,
+        "scan": pairs.scan,
+        "triangle": pairs.triangle,
         "unit": left.unit,
         "notes": [] if left.plan.network is None else [NETWORK_NOTE],
     }

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -91,6 +93,94 @@ def blocks(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
+class Entities:
+    """Distinct rows of a batch, and which of them its pairs compare.
+
+    Parameters
+    ----------
+    rows : (U, n) prepared rows.
+    left, right : (M,) numbers of these rows.
+    """
+
+    def __init__(self, rows: np.ndarray, left: np.ndarray, right: np.ndarray):
+        self.rows, self.left, self.right = rows, left, right
+
+    @cached_property
+    def _sides(self) -> tuple[_Chosen, _Chosen]:
+        return _Chosen(self.left), _Chosen(self.right)
+
+    @cached_property
+    def _both(self) -> Any:
+        return _adding_up(np.concatenate([self.left, self.right]), len(self.rows))
+
+    def forward(self, branch: Branch) -> tuple[np.ndarray, Any]:
+        """Compute a branch's raw scores (M,) of the pairs, and what `backward` needs.
+
+        A tower sees each row once, however many pairs it is in.
+        """
+        if branch.right_tower is None:
+            z, towers = branch.tower.forward(self.rows)
+            z_left, z_right = z[self.left], z[self.right]
+        else:
+            left, right = self._sides
+            z, cache = branch.tower.forward(self.rows[left.used])
+            z_left = z[left.numbers]
+            z, right_cache = branch.right_tower.forward(self.rows[right.used])
+            z_right, towers = z[right.numbers], (cache, right_cache)
+        raw, head = find_head(branch.head).forward(z_left, z_right, branch.weights)
+        return raw, (towers, head)
+
+    def backward(self, branch: Branch, upstream: np.ndarray, cache: Any) -> dict[str, np.ndarray]:
+        """Turn the gradient by the raw score (M,) into those by a branch's parameters, by name."""
+        head = find_head(branch.head)
+        d_left, d_right, gradients = head.backward(upstream, cache[1], branch.weights)
+        return {**gradients, **self.backward_towers(branch, d_left, d_right, cache)}
+
+    def backward_towers(
+        self, branch: Branch, d_left: np.ndarray, d_right: np.ndarray, cache: Any
+    ) -> dict[str, np.ndarray]:
+        """Turn the gradients by the pairs' tower outputs (M, k) into those by the towers' arrays.
+
+        What the pairs of one row say of its output is added up before it goes through the tower.
+        """
+        towers = cache[0]
+        if branch.right_tower is None:
+            if not branch.tower.parameters:
+                return {}
+            found = branch.tower.backward(self._both @ np.concatenate([d_left, d_right]), towers)
+            return {TOWER + name: value for name, value in found.items()}
+        left, right = self._sides
+        by_left = branch.tower.backward(left.added_up(d_left), towers[0])
+        by_right = branch.right_tower.backward(right.added_up(d_right), towers[1])
+        gradients = {TOWER + name: value for name, value in by_left.items()}
+        return gradients | {RIGHT_TOWER + name: value for name, value in by_right.items()}
+
+
+class _Chosen:
+    """Numbers of rows, perhaps repeated, as numbers of the distinct ones."""
+
+    def __init__(self, numbers: np.ndarray):
+        self.used, self.numbers = np.unique(numbers, return_inverse=True)
+
+    def added_up(self, values: np.ndarray) -> np.ndarray:
+        """Add up the values (M, k) of each distinct row, (U, k)."""
+        return _adding_up(self.numbers, len(self.used)) @ values
+
+
+def _adding_up(numbers: np.ndarray, count: int) -> Any:
+    """Return the sparse (count, M) that adds up values (M, k) by the numbers (M,) of their rows."""
+    from scipy.sparse import csr_array
+
+    starts = np.zeros(count + 1, np.int32)
+    np.cumsum(np.bincount(numbers, minlength=count), out=starts[1:])
+    order = np.argsort(numbers, kind="stable").astype(np.int32)
+    return csr_array((np.ones(len(numbers), np.float32), order, starts), (count, len(numbers)))
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
 class RawScore:
     """The raw score of pairs while it is learned.
 
@@ -103,6 +193,8 @@ class RawScore:
     constant : (1,) float.
     density : (3,) weights of the density, or None.
     slope : (1,) float for a head with a link of its own, or None.
+    pool : threads in which the branches are computed side by side, each as it would be alone, so
+        that results do not depend on their number; None: one after the other.
     """
 
     def __init__(
@@ -111,10 +203,17 @@ class RawScore:
         constant: np.ndarray,
         density: np.ndarray | None = None,
         slope: np.ndarray | None = None,
+        pool: ThreadPoolExecutor | None = None,
     ):
         self.branches, self.constant = branches, constant
-        self.density, self.slope = density, slope
+        self.density, self.slope, self.pool = density, slope, pool
         self.link = find_head(branches[0].head).link
+
+    def each(self, function: Callable[[_Item], _Result], branches: list[_Item]) -> list[_Result]:
+        """Return what a function makes of each branch, side by side where there is a pool."""
+        if self.pool is None or len(branches) < 2:
+            return [function(branch) for branch in branches]
+        return list(self.pool.map(function, branches))
 
     @property
     def parameters(self) -> dict[Key, np.ndarray]:
@@ -129,15 +228,15 @@ class RawScore:
         return found
 
     def forward(
-        self, left: np.ndarray, right: np.ndarray, density: np.ndarray | None = None
+        self, entities: Entities, density: np.ndarray | None = None
     ) -> tuple[np.ndarray, Any]:
-        """Score pairs of prepared rows (M, n) with their summed densities (M, 3) or None.
+        """Score the pairs of some entities with their summed densities (M, 3) or None.
 
         Returns
         -------
         raw : (M,), and what `backward` wants to see again.
         """
-        parts = [branch.forward(left, right) for branch in self.branches]
+        parts = self.each(entities.forward, self.branches)
         raw = np.sum([part[0] for part in parts], axis=0)
         linked = None
         if self.slope is not None:
@@ -146,7 +245,7 @@ class RawScore:
         raw = self.constant + raw
         if self.density is not None and density is not None:
             raw = raw + density @ self.density
-        return raw, ([part[1] for part in parts], density, linked)
+        return raw, (entities, [part[1] for part in parts], density, linked)
 
     def consistency(self, cache: Any, share: np.ndarray) -> tuple[float, dict[Key, np.ndarray]]:
         """Compute the mean squared difference of the two orders of concat heads and its gradient.
@@ -156,73 +255,80 @@ class RawScore:
         cache : what `forward` gave.
         share : (M,) weights of the first M pairs, that add up to 1.
         """
+        entities, caches, *_ = cache
         value, gradients = 0.0, {}
-        for number, (branch, own) in enumerate(zip(self.branches, cache[0], strict=True)):
+        for number, (branch, own) in enumerate(zip(self.branches, caches, strict=True)):
             head = find_head(branch.head)
             if not isinstance(head, Concat):
                 continue
-            one, other = head.scores_of_orders(own[2], branch.weights)
+            one, other = head.scores_of_orders(own[1], branch.weights)
             apart = np.zeros_like(one)
             apart[: len(share)] = (one - other)[: len(share)]
             value += float(share @ apart[: len(share)] ** 2)
             apart[: len(share)] *= 2 * share
-            d_left, d_right, found = head.backward_orders(apart, -apart, own[2], branch.weights)
-            found = {**found, **branch.backward_towers(d_left, d_right, own)}
+            d_left, d_right, found = head.backward_orders(apart, -apart, own[1], branch.weights)
+            found = {**found, **entities.backward_towers(branch, d_left, d_right, own)}
             gradients.update({(number, name): array for name, array in found.items()})
         return value, gradients
 
     def backward(self, upstream: np.ndarray, cache: Any) -> dict[Key, np.ndarray]:
         """Turn the gradient by the raw score (M,) into those by the parameters."""
-        caches, density, linked = cache
+        entities, caches, density, linked = cache
         gradients: dict[Key, np.ndarray] = {(SUM, "constant"): upstream.sum(keepdims=True)}
         if self.density is not None and density is not None:
             gradients[SUM, "density"] = upstream @ density
         if self.slope is not None:
             gradients[SUM, "slope"] = np.array([upstream @ linked[0]])
             upstream = upstream * self.slope * linked[1]
-        for number, (branch, own) in enumerate(zip(self.branches, caches, strict=True)):
-            for name, gradient in branch.backward(upstream, own).items():
-                gradients[number, name] = gradient
+        found = self.each(
+            lambda part: entities.backward(part[0], upstream, part[1]),
+            list(zip(self.branches, caches, strict=True)),
+        )
+        for number, by_name in enumerate(found):
+            gradients.update({(number, name): gradient for name, gradient in by_name.items()})
         return gradients
 
 
 def batch_gradients(
     score: RawScore,
-    left: np.ndarray,
-    right: np.ndarray,
+    entities: Entities,
     batch: Batch,
     losses: list[Loss],
     *,
     density: tuple[np.ndarray, np.ndarray] | None = None,
     reflexive: float = 0.0,
     consistency: float = 0.0,
+    meanwhile: Callable[[], None] | None = None,
 ) -> tuple[float, dict[Key, np.ndarray]]:
     """Compute the sum of the losses over a batch and its gradient by every parameter.
 
     Parameters
     ----------
     score : the raw score.
-    left, right : (M, n) prepared rows.
-    batch : targets, weights and entities.
+    entities : prepared rows and the M pairs of them.
+    batch : targets, weights and entities of the pairs.
     losses : as `fastpair.objectives.find_losses` gives them.
     density : (M, 3) of the left and of the right entities, or None.
     reflexive : weight of the penalty on entities that score higher with others than with
         themselves.
     consistency : weight of the mean squared difference of the two orders of concat heads.
+    meanwhile : called when the branches wait for the losses, to give the pool other work.
 
     Returns
     -------
     The loss, and gradients by (number of the branch, name).
     """
+    left, right = entities.left, entities.right
     count = len(left)
-    lefts, rights = left, right
     summed = None if density is None else density[0] + density[1]
     if reflexive > 0:  # the pairs of left and of right entities with themselves follow
-        lefts = np.concatenate([left, left, right])
-        rights = np.concatenate([right, left, right])
+        lefts, rights = np.concatenate([left, left, right]), np.concatenate([right, left, right])
+        entities = Entities(entities.rows, lefts, rights)
         if density is not None and summed is not None:
             summed = np.concatenate([summed, 2 * density[0], 2 * density[1]])
-    raw, cache = score.forward(lefts, rights, summed)
+    raw, cache = score.forward(entities, summed)
+    if meanwhile is not None:
+        meanwhile()
     value, upstream = 0.0, np.zeros_like(raw)
     for loss in losses:
         one, slope = loss(raw[:count], batch)
@@ -303,14 +409,24 @@ class Learner:
         }
         self.mean = {key: np.zeros_like(value) for key, value in self.parameters.items()}
         self.square = {key: np.zeros_like(value) for key, value in self.parameters.items()}
+        self._scratch = {key: np.empty_like(value) for key, value in self.parameters.items()}
         self.steps = 0
 
     def epoch(self, epochs: int, batch: int, rng: np.random.Generator) -> float:
         """Learn from each pair once, as one of `epochs` times; return the mean loss."""
         dealt = self._batches(batch, rng)
-        losses = []
-        for chosen in dealt:
-            losses.append(self._learn_from(chosen, self.steps / (epochs * len(dealt)), rng))
+        losses, fetched = [], None
+        for number, chosen in enumerate(dealt):
+            entities = self._entities(chosen) if fetched is None else fetched.result()
+            fetched, following = None, dealt[number + 1 : number + 2]
+
+            def fetch(following: list[np.ndarray] = following) -> None:
+                nonlocal fetched
+                if self.score.pool is not None and following:
+                    fetched = self.score.pool.submit(self._entities, following[0])
+
+            done = self.steps / (epochs * len(dealt))
+            losses.append(self._learn_from(chosen, entities, done, rng, fetch))
         return float(np.mean(losses))
 
     def seconds_a_step(self, batch: int, rng: np.random.Generator) -> float:
@@ -318,13 +434,21 @@ class Learner:
         seconds = []
         for _ in range(4):
             begun = time.perf_counter()
-            self._learn_from(rng.permutation(len(self.pairs))[:batch], 0.0, rng)
+            chosen = rng.permutation(len(self.pairs))[:batch]
+            self._learn_from(chosen, self._entities(chosen), 0.0, rng)
             seconds.append(time.perf_counter() - begun)
         return min(seconds)
 
-    def _learn_from(self, chosen: np.ndarray, done: float, rng: np.random.Generator) -> float:
+    def _learn_from(
+        self,
+        chosen: np.ndarray,
+        entities: Entities,
+        done: float,
+        rng: np.random.Generator,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> float:
         numbers = self.pairs.left[chosen], self.pairs.right[chosen]
-        left, right = (self._dropped(self.rows[side], rng) for side in numbers)
+        entities.rows = self._dropped(entities.rows, rng)
         density = None
         if self.density is not None:
             density = (self.density[numbers[0]], self.density[numbers[1]])
@@ -334,21 +458,32 @@ class Learner:
             return 0.0
         value, gradients = batch_gradients(
             self.score,
-            left,
-            right,
+            entities,
             batch,
             self.losses,
             density=density,
+            meanwhile=meanwhile,
             **self.penalties,
         )
         self._step(gradients, 0.5 * (1 + np.cos(np.pi * done)))
         return value
 
+    def _entities(self, chosen: np.ndarray) -> Entities:
+        """Return the distinct rows of some of the pairs to learn from."""
+        return self._distinct(self.pairs.left[chosen], self.pairs.right[chosen])
+
+    def _distinct(self, left: np.ndarray, right: np.ndarray) -> Entities:
+        used, numbers = np.unique(np.concatenate([left, right]), return_inverse=True)
+        return Entities(self.rows[used], numbers[: len(left)], numbers[len(left) :])
+
     def _dropped(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if not self.dropout:
             return rows
-        kept = rng.random(rows.shape, np.float32) >= np.float32(self.dropout)
-        return rows * (kept * np.float32(1 / (1 - self.dropout)))
+        # 16 bits a number: four of them from each draw of the generator.
+        kept = rng.integers(0, 1 << 16, rows.shape, np.uint16) >= round(self.dropout * (1 << 16))
+        rows *= kept
+        rows *= np.float32(1 / (1 - self.dropout))
+        return rows
 
     def _batches(self, batch: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Deal the shuffled pairs out so that every batch has its share of low and high labels."""
@@ -367,16 +502,20 @@ class Learner:
         """Take one step of Adam; pulled projections are also drawn back towards their start."""
         self.steps += 1
         correction = np.sqrt(1 - 0.999**self.steps) / (1 - 0.9**self.steps)
-        pulled = min(self.rates.towers * self.rates.pull * height, 1)
-        for key, gradient in gradients.items():
-            value, mean, square = self.parameters[key], self.mean[key], self.square[key]
-            mean += 0.1 * (gradient - mean)
-            square += 0.001 * (gradient * gradient - square)
-            value -= (self._rate(key, value) * height * correction) * (
-                mean / (np.sqrt(square) + 1e-8)
-            )
-            if pulled and key in self.start:
-                value -= pulled * (value - self.start[key])
+        pulled = float(min(self.rates.towers * self.rates.pull * height, 1))
+
+        def step(keys: list[Key]) -> None:
+            for key in keys:
+                value = self.parameters[key]
+                rate = float(self._rate(key, value) * height * correction)
+                start = self.start.get(key) if pulled else None
+                moments = self.mean[key], self.square[key]
+                _adam(value, gradients[key], *moments, rate, start, pulled, self._scratch[key])
+
+        parts: dict[int, list[Key]] = {}
+        for key in gradients:
+            parts.setdefault(max(key[0], 0), []).append(key)
+        self.score.each(step, list(parts.values()))
         if self.score.slope is not None:  # scores rise with the link, whatever a step says
             np.maximum(self.score.slope, 1e-3, out=self.score.slope)
 
@@ -391,7 +530,7 @@ class Learner:
         for block in blocks(len(pairs), 4096):
             left, right = pairs.left[block], pairs.right[block]
             density = None if self.density is None else self.density[left] + self.density[right]
-            scores[block] = self.score.forward(self.rows[left], self.rows[right], density)[0]
+            scores[block] = self.score.forward(self._distinct(left, right), density)[0]
         return scores
 
     def state(self) -> dict[str, np.ndarray]:
@@ -415,6 +554,38 @@ class Learner:
                 number, _, own = rest.partition("/")
                 arrays = {"value": self.parameters, "mean": self.mean, "square": self.square}
                 arrays[group][int(number), own][...] = value
+
+
+def _adam(
+    value: np.ndarray,
+    gradient: np.ndarray,
+    mean: np.ndarray,
+    square: np.ndarray,
+    rate: float,
+    start: np.ndarray | None,
+    pulled: float,
+    scratch: np.ndarray,
+) -> None:
+    """Move `value` by one step of Adam, and by the share `pulled` of its way back to `start`.
+
+    All in place, with `scratch` of the same shape, so that nothing is allocated.
+    """
+    np.subtract(gradient, mean, out=scratch)
+    scratch *= 0.1
+    mean += scratch
+    np.multiply(gradient, gradient, out=scratch)
+    scratch -= square
+    scratch *= 0.001
+    square += scratch
+    np.sqrt(square, out=scratch)
+    scratch += 1e-8
+    np.divide(mean, scratch, out=scratch)
+    scratch *= rate
+    value -= scratch
+    if start is not None:
+        np.subtract(value, start, out=scratch)
+        scratch *= pulled
+        value -= scratch
 
 
 def _is_pulled(key: Key) -> bool:

@@ -1,81 +1,43 @@
-"""All pairs of one or two tables: which tiles are walked, and what is kept of them.
+"""All pairs of one or two tables, and what is kept of them: top-k, threshold, dense, histogram.
 
-Left rows are taken in groups, right rows in chunks, as large as the memory allows. For each chunk
-threads walk blocks of left panels; a reduction (top-k, threshold, dense, histogram) keeps what it
-wants and hands on finished left rows in order. Results do not depend on groups, chunks or threads.
+The walk (`fastpair.walk`) brings tiles of pairs; a reduction keeps what it wants and hands on
+finished left rows in order. Results are those of the pair kernel and do not depend on how the
+pairs were walked; dense values are the tiles' own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from fastpair.backend import memory_budget, run_ordered, thread_count
 from fastpair.errors import ArgumentError, MemoryBudgetError
-from fastpair.kernels import Plan, aligned_empty, cpu
-from fastpair.kernels.operands import (
-    Operand,
-    column_shifts,
-    make_operand,
-    operand_counts,
-    pack_panels,
-    tile_bound,
-)
-from fastpair.kernels.simd import TILE_COLUMNS, TILE_ROWS
+from fastpair.kernels import Plan, cpu
+from fastpair.kernels.operands import MOST_BYTE_COLUMNS, Panels, operand_counts
+from fastpair.kernels.tile import FORMS, TILE_COLUMNS, TILE_ROWS
 from fastpair.scoring import PairScorer
+from fastpair.walk import Sides, Task, Triangle, choose_form
 
 Progress = Callable[[int], None]
 """Called with the number of pairs that have been walked since the last call."""
 
-_Result = TypeVar("_Result")
 _RowHits = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Counts of some rows, then indices and scores of their pairs above a threshold."""
 _Hits = tuple[int, np.ndarray, np.ndarray, np.ndarray]
 """The same behind the number of the first row."""
+_Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Rows, columns and scores of pairs, as a scan finds them."""
 
-_PANELS_A_TASK = 16
-_ROWS_PACKED_AT_ONCE = 1024
+_ROWS_FINISHED_AT_ONCE = 1024
 _HITS_A_TASK = 1 << 16
+_CELLS = 1 << 13
+"""Steps of the raw score in which a histogram looks bins up: they fit the first-level cache."""
+_DENSE_BYTES = 1 << 27
+"""Bytes of two groups of dense scores: enough rows to keep all threads busy."""
+
 _HIT_BYTES = 8 + 8 + 4 + 8 + 4
-
-
-@dataclass
-class _Side:
-    """Packed panels of one side and what bounds their error."""
-
-    columns: np.ndarray
-    bias: np.ndarray
-    size: np.ndarray
-    length: np.ndarray
-
-
-def _pack(
-    rows: np.ndarray, plan: Plan, side: str, shifts: dict[str, np.ndarray], threads: int
-) -> _Side:
-    width = TILE_ROWS if side == "left" else TILE_COLUMNS
-    panels = -(-len(rows) // width)
-    packed = _Side(
-        aligned_empty((panels, sum(operand_counts(plan)), width), np.float32),
-        aligned_empty((panels, width), np.float32),
-        np.empty(len(rows)),
-        np.empty(len(rows)),
-    )
-    step = max(1, _ROWS_PACKED_AT_ONCE // width)
-
-    def fill(first: int) -> None:
-        here = slice(first * width, min((first + step) * width, len(rows)))
-        operand = make_operand(rows[here], plan, side, shifts)
-        last = min(first + step, panels)
-        pack_panels(operand, width, packed.columns[first:last], packed.bias[first:last], -np.inf)
-        packed.size[here], packed.length[here] = operand.size, operand.length
-
-    for _ in run_ordered(fill, range(0, panels, step), threads):
-        pass
-    return packed
 
 
 class AllPairs:
@@ -90,6 +52,13 @@ class AllPairs:
     threads : number of threads; default one for each processor.
     memory : bytes, or a text such as "2GiB", that may be allocated beside the tables.
     progress : called with numbers of pairs walked.
+    scan : how `top_k` and `above` find what they rescore: "float32", "bfloat16", "int8", or None,
+        the one that costs least on this machine. The result is the same.
+
+    Attributes
+    ----------
+    scan : the form that the last reduction ran in.
+    triangle : whether it walked each pair of one table once.
     """
 
     def __init__(
@@ -101,7 +70,15 @@ class AllPairs:
         threads: int | None = None,
         memory: int | str | None = None,
         progress: Progress | None = None,
+        scan: str | None = None,
     ) -> None:
+        if scan is not None and scan not in FORMS:
+            raise ArgumentError(f"scan is {scan!r}, expected one of {', '.join(FORMS)} here")
+        if scan == "int8" and operand_counts(plan)[0] > MOST_BYTE_COLUMNS:
+            raise ArgumentError(
+                f"scan is 'int8' for {operand_counts(plan)[0]} columns of products, expected at "
+                f"most {MOST_BYTE_COLUMNS}: their sums do not fit 32 bits; leave scan out"
+            )
         self.left, self.right = left, left if right is None else right
         self.distinct = right is not None
         self.plan = plan
@@ -109,107 +86,29 @@ class AllPairs:
         self.memory = memory_budget(memory)
         self.progress = progress or (lambda pairs: None)
         self.table = cpu.table_arguments(self.left, self.right, plan)
-        self._column_bytes = 4 * max(1, sum(operand_counts(plan))) + 4 + 16
-        self._chunk = self._rows_within(self.memory // 2, self._column_bytes, TILE_COLUMNS)
-        self._chunks = range(0, max(1, len(self.right)), self._chunk)
-        self._shifts = column_shifts(self.right, plan)
-        self._kept: _Side | None = None
-        self._greatest: tuple[float, float] | None = None
+        self._wanted_scan = scan
+        self.scan, self.triangle = scan or "float32", False
 
-    # --- the walk ---
-
-    def _rows_within(self, memory: int, row_bytes: int, width: int) -> int:
-        return max(width, memory // row_bytes // width * width)
-
-    def _groups(self, result_bytes: int) -> Iterator[tuple[int, int]]:
-        """Yield (first, last) left rows that are finished together."""
-        share = self.memory - min(len(self.right), self._chunk) * self._column_bytes
-        step = self._rows_within(share * 3 // 4, self._column_bytes + result_bytes, TILE_ROWS)
-        if TILE_ROWS * (self._column_bytes + result_bytes) > share:
-            raise MemoryBudgetError(
-                f"a few rows of the result need {TILE_ROWS * result_bytes} bytes, more than the "
-                f"{max(share, 0)} that the memory leaves: allow more memory"
-            )
-        for first in range(0, len(self.left), step):
-            yield first, min(first + step, len(self.left))
-
-    def _right_side(self, chunk: int) -> _Side:
-        if self._kept is not None:
-            return self._kept
-        rows = self.right[chunk : chunk + self._chunk]
-        packed = _pack(rows, self.plan, "right", self._shifts, self.threads)
-        if len(self._chunks) == 1:
-            self._kept = packed
-        return packed
-
-    def _right_greatest(self) -> tuple[float, float]:
-        """Greatest size and length over all right rows: they bound every tile of a left row."""
-        if self._greatest is None:
-            sizes = []
-            for chunk in self._chunks:
-                side = self._right_side(chunk)
-                sizes.append((side.size.max(initial=0), side.length.max(initial=0)))
-            self._greatest = tuple(np.max(sizes, axis=0).tolist())  # type: ignore[assignment]
-        assert self._greatest is not None
-        return self._greatest
-
-    def _left_side(self, first: int, last: int) -> tuple[_Side, np.ndarray]:
-        """Pack a group; return it and how far its tiles can be from the pair kernel, per row."""
-        side = _pack(self.left[first:last], self.plan, "left", self._shifts, self.threads)
-        operand = Operand(
-            np.empty((0, 0)), np.empty(0), operand_counts(self.plan), side.size, side.length
-        )
-        return side, tile_bound(operand, *self._right_greatest(), self.plan)
-
-    def _panels(self, left: _Side, first: int, last: int) -> Iterator[cpu.Panels]:
-        """Yield what kernels walk: a group of left rows with each chunk of right rows."""
-        for chunk in self._chunks:
-            right = self._right_side(chunk)
-            yield cpu.make_panels(
-                (left.columns, left.bias),
-                (right.columns, right.bias),
-                operand_counts(self.plan),
-                self.plan.constant,
-                (first, chunk),
-                (last - first, len(right.size)),
-                self.distinct,
-            )
+    def _sides(self, **wanted: Any) -> Sides:
+        """Return the sides of a walk in the form that finds what is wanted at least cost."""
+        right = self.right if self.distinct else None
+        self.triangle = False
+        if wanted:
+            self.scan = self._wanted_scan or choose_form(self.left, right, self.plan, **wanted)
+        else:
+            self.scan = "float32"
+        return Sides(self.left, right, self.plan, self.scan, self.threads, self.memory)
 
     def _walk(
-        self, left: _Side, first: int, last: int, work: Callable[[cpu.Panels, int, int], _Result]
-    ) -> Iterator[tuple[int, _Result]]:
-        """Run ``work(panels, low, high)`` in threads over blocks of left panels of one group.
+        self, sides: Sides, first: int, last: int, work: Callable[[cpu.Walk, Task, np.ndarray], Any]
+    ) -> Iterator[Any]:
+        """Run ``work(walk, task, slack)`` over a group of left rows; yield what it returned."""
+        left, slack = sides.left_side(first, last)
+        for walk, task, result in sides.run(left, first, lambda w, task: work(w, task, slack)):
+            yield result
+            self.progress(_rows_of(walk, task) * walk.right_count)
 
-        Yield the first row of each block, counted from the group, and what work returned; for
-        every chunk of right rows again.
-        """
-        for panels in self._panels(left, first, last):
-            for low, high, result in self._run(panels, _PANELS_A_TASK, 0, work):
-                rows = min(high * TILE_ROWS, panels.left_count) - low * TILE_ROWS
-                if isinstance(result, _TooMany):
-                    for piece, _, part in self._run(panels, 1, low, work, high):
-                        yield piece * TILE_ROWS, part
-                else:
-                    yield low * TILE_ROWS, result
-                self.progress(rows * panels.right_count)
-
-    def _run(
-        self,
-        panels: cpu.Panels,
-        size: int,
-        first: int,
-        work: Callable[[cpu.Panels, int, int], _Result],
-        last: int | None = None,
-    ) -> Iterator[tuple[int, int, _Result]]:
-        """Yield (low, high, result) for blocks of `size` left panels, in order."""
-        end = panels.left_panels if last is None else last
-        tasks = [(panels, low, min(low + size, end)) for low in range(first, end, size)]
-        # Kernels know the panels by address: they must be done before the panels go.
-        with closing(run_ordered(lambda task: work(*task), tasks, self.threads)) as results:
-            for (_, low, high), result in zip(tasks, results, strict=True):
-                yield low, high, result
-
-    # --- the reductions ---
+    # --- top-k ---
 
     def top_k(self, k: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield the k best right rows of each left row.
@@ -226,38 +125,37 @@ class AllPairs:
         """
         if k < 1:
             raise ArgumentError(f"k is {k}, expected at least 1")
+        sides = self._sides(k=k)
         kept = max(1, min(k, len(self.right)))
-        capacity = min(2 * kept + 16, len(self.right) + 1)
-        for first, last in self._groups(capacity * 12 + k * 12 + 24):
-            yield (first, *self._top_k_of(first, last, k, kept, capacity))
+        row_bytes = _Candidates.row_bytes(kept) + k * 12 + 4
+        if sides.fits_triangle(row_bytes):
+            self.triangle = True
+            triangle = sides.triangle(raised=True)
+            best = _Candidates(self, 0, len(self.left), kept)
+            for pairs in triangle.run(
+                lambda task: best.scan(triangle.walk, task, *triangle.bounds)
+            ):
+                self.progress(pairs)
+            yield (0, *best.finish(k))
+            return
+        for first, last in sides.groups(row_bytes):
+            left, bound = sides.left_side(first, last, raised=True)
+            best = _Candidates(self, first, last - first, kept)
+            nothing = np.zeros(min(len(self.right), sides.chunk), dtype=np.float32)
 
-    def _top_k_of(
-        self, first: int, last: int, k: int, kept: int, capacity: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Find the `kept` best of a group among candidates; columns past `kept` stay empty."""
-        rows = last - first
-        left, slack = self._left_side(first, last)
-        floor, filled = np.full(rows, cpu.LOWEST), np.zeros(rows, dtype=np.int64)
-        values = np.empty((rows, capacity), dtype=np.float32)
-        columns = np.empty((rows, capacity), dtype=np.int64)
-        scores = np.full((rows, k), np.nan, dtype=np.float32)
-        indices = np.full((rows, k), -1, dtype=np.int64)
+            def scan(
+                walk: cpu.Walk,
+                task: Task,
+                best: _Candidates = best,
+                bounds: tuple[np.ndarray, np.ndarray] = (bound, nothing),
+            ) -> None:
+                best.scan(walk, task, *bounds)
 
-        def scan(panels: cpu.Panels, low: int, high: int) -> None:
-            cpu.scan_top_k(
-                self.table, panels, low, high, kept, slack, floor, filled, values, columns
-            )
+            for walk, task, _ in sides.run(left, first, scan):
+                self.progress(_rows_of(walk, task) * walk.right_count)
+            yield (first, *best.finish(k))
 
-        def finish(low: int) -> None:
-            high = min(low + step, rows)
-            cpu.finish_top_k(
-                self.table, first, low, high, kept, slack, filled, values, columns, scores, indices
-            )
-
-        _exhaust(self._walk(left, first, last, scan))
-        step = _PANELS_A_TASK * TILE_ROWS
-        _exhaust(run_ordered(finish, range(0, rows, step), self.threads))
-        return scores, indices
+    # --- threshold ---
 
     def above(self, threshold: float) -> Iterator[_Hits]:
         """Yield every pair that scores at least `threshold`, left rows in order.
@@ -271,18 +169,72 @@ class AllPairs:
         """
         if not np.isfinite(threshold):
             raise ArgumentError(f"threshold is {threshold}, expected a finite number")
-        single = len(self._chunks) == 1
-        for first, last in self._groups(0 if single else _HIT_BYTES):
-            left, slack = self._left_side(first, last)
-            floor = self.plan.raw_floor(threshold) - slack.astype(np.float64)
-            floor = np.clip(floor, cpu.LOWEST, -cpu.LOWEST).astype(np.float32)
-            floor = np.nextafter(floor, cpu.LOWEST)
-            work = _ThresholdTask(self, _at_least(threshold), floor)
-            found = self._walk(left, first, last, work)
+        sides = self._sides(floor=self.plan.raw_floor(threshold))
+        task = _ThresholdTask(self, threshold)
+        done = 0
+        if sides.fits_triangle(4):
+            self.triangle = True
+            for hits in self._mirrored(sides.triangle(raised=True), task):
+                yield hits
+                done = hits[0] + len(hits[1])
+        yield from self._row_by_row(sides, task, done)
+
+    def _mirrored(self, triangle: Triangle, task: _ThresholdTask) -> Iterator[_Hits]:
+        """Yield the hits of blocks of rows; end early where they outgrow the memory.
+
+        A pair found in the upper triangle waits for the block of its later row.
+        """
+        waiting: list[list[_Pairs]] = [[] for _ in range(triangle.blocks)]
+        room = self.memory // 4 // _HIT_BYTES
+        cells = [(i, j) for i in range(triangle.blocks) for j in range(i, triangle.blocks)]
+
+        def search(cell: tuple[int, int]) -> _Pairs | None:
+            most = room // (4 * self.threads)
+            return task.search(triangle.walk, triangle.task(*cell), most)
+
+        found = run_ordered(search, cells, self.threads)
+        own: list[_Pairs] = []
+        try:
+            for (i, j), pairs in zip(cells, found, strict=True):
+                room -= 0 if pairs is None else 2 * len(pairs[0])
+                if pairs is None or room < 0:
+                    return
+                rows, columns, scores = pairs
+                waiting[j].append((columns, rows, scores))
+                own.append(pairs)
+                if j == triangle.blocks - 1:
+                    block = triangle.rows(i)
+                    hits = _by_row(waiting[i] + own, block.start, len(block))
+                    room += len(hits[1])
+                    waiting[i], own = [], []
+                    yield (block.start, *hits)
+                    self.progress(len(block) * triangle.walk.right_count)
+        finally:
+            found.close()
+
+    def _row_by_row(self, sides: Sides, task: _ThresholdTask, start: int) -> Iterator[_Hits]:
+        """Yield the hits of left rows from `start` on, each row walked against all right rows."""
+        single = len(sides.chunks) == 1
+        for first, last in sides.groups(0 if single else _HIT_BYTES, start):
+            left, _ = sides.left_side(first, last, raised=True)
+            found = self._row_hits(sides, left, first, task)
             if single:
                 yield from ((first + low, *hits) for low, hits in found)
             else:
                 yield (first, *_merge(self._bounded(found), last - first))
+
+    def _row_hits(
+        self, sides: Sides, left: Panels, first: int, task: _ThresholdTask
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (first row of the group, hits); where a task has too many, panel by panel."""
+        for walk, cell, hits in sides.run(left, first, task.collect):
+            if hits is None:
+                panels = range(cell[0], cell[1])
+                for _, small, part in sides.run_blocks(walk, panels, 1, task.collect):
+                    yield small[0] * TILE_ROWS, part
+            else:
+                yield cell[0] * TILE_ROWS, hits
+            self.progress(_rows_of(walk, cell) * walk.right_count)
 
     def _bounded(self, parts: Iterator[tuple[int, _RowHits]]) -> list[_Hits]:
         """Collect hits of a group as long as they stay within a quarter of the memory."""
@@ -298,23 +250,27 @@ class AllPairs:
                 )
         return collected
 
+    # --- dense and histogram ---
+
     def dense(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, (rows, n') float32): the tiles' scores of every pair."""
-        for first, last in self._groups(2 * 4 * len(self.right)):  # one is used, one is filled
+        """Yield (first row, (rows, n') float32): the tiles' scores of every pair.
+
+        Those of one table are symmetric to the last bit.
+        """
+        sides = self._sides()
+        # A pair of one table is decided alike both ways round.
+        others = np.zeros(len(self.right), np.float32) if self.distinct else sides.right_slack()
+        # One group is used, one is filled; they are small, so that there is always one to write.
+        for first, last in sides.groups(2 * 4 * len(self.right), most=_DENSE_BYTES):
             scores = np.empty((last - first, len(self.right)), dtype=np.float32)
-            left, slack = self._left_side(first, last)
 
             def scan(
-                panels: cpu.Panels,
-                low: int,
-                high: int,
-                slack: np.ndarray = slack,
-                out: np.ndarray = scores,
+                walk: cpu.Walk, task: Task, slack: np.ndarray, out: np.ndarray = scores
             ) -> None:
-                chunk = slice(panels.first_right, panels.first_right + panels.right_count)
-                cpu.scan_dense(self.table, panels, low, high, slack, out[:, chunk])
+                chunk = slice(walk.first_right, walk.first_right + walk.right_count)
+                cpu.scan_dense(self.table, walk, task, slack, others[chunk], out[:, chunk])
 
-            _exhaust(self._walk(left, first, last, scan))
+            _exhaust(self._walk(sides, first, last, scan))
             yield first, scores
 
     def histogram(self, bins: int = 100) -> tuple[np.ndarray, np.ndarray]:
@@ -333,39 +289,176 @@ class AllPairs:
         """
         if bins < 1:
             raise ArgumentError(f"bins is {bins}, expected at least 1")
-        least, greatest = self._score_range()
-        edges = np.linspace(least, greatest, bins + 1, dtype=np.float64).astype(np.float32)
-        counts = np.zeros(bins, dtype=np.int64)
-        for first, last in self._groups(8):
-            left, slack = self._left_side(first, last)
-
-            def count(
-                panels: cpu.Panels, low: int, high: int, slack: np.ndarray = slack
-            ) -> np.ndarray:
-                own = np.zeros(bins, dtype=np.int64)
-                cpu.scan_histogram(self.table, panels, low, high, edges, slack, own)
-                return own
-
-            for _, own in self._walk(left, first, last, count):
-                counts += own
-        return edges, counts
-
-    def _score_range(self) -> tuple[float, float]:
+        sides = self._sides()
+        ranges = self._parts(sides, lambda walk, task, slack: cpu.scan_range(walk, task))
         least, greatest = np.float32(np.inf), np.float32(-np.inf)
-        for first, last in self._groups(8):
-            left, _ = self._left_side(first, last)
-            for _, (low, high) in self._walk(left, first, last, cpu.scan_range):
-                least, greatest = min(least, low), max(greatest, high)
+        for low, high in ranges:
+            least, greatest = min(least, low), max(greatest, high)
         if least > greatest:
             raise ArgumentError("there is no pair to count: the table has fewer than two rows")
-        scores = cpu.link_scores(np.array([least, greatest], dtype=np.float32), self.table)
-        return float(scores[0]), float(scores[1])
+        ends = cpu.link_scores(np.array([least, greatest], dtype=np.float32), self.table)
+        edges = np.linspace(float(ends[0]), float(ends[1]), bins + 1).astype(np.float32)
+        looked_up: dict[float, tuple[tuple[np.float32, np.float32], np.ndarray]] = {}
+
+        def count(walk: cpu.Walk, task: Task, slack: np.ndarray) -> np.ndarray:
+            own, most = np.zeros(bins, dtype=np.int64), float(slack.max())
+            if most not in looked_up:
+                looked_up[most] = self._cells(float(least), float(greatest), edges, most)
+            cpu.scan_histogram(self.table, walk, task, edges, slack, *looked_up[most], own)
+            return own
+
+        counts = np.zeros(bins, dtype=np.int64)
+        for own in self._parts(sides, count):
+            counts += own
+        return edges, counts * 2 if self.triangle else counts
+
+    def _cells(
+        self, least: float, greatest: float, edges: np.ndarray, slack: float
+    ) -> tuple[tuple[np.float32, np.float32], np.ndarray]:
+        """Return the grid and the cells by which `scan_histogram` looks bins up.
+
+        A cell has a bin if all scores have it whose tile's raw score falls into the cell, with what
+        finding the cell in float32 and the link may round.
+        """
+        steps = np.float32(min(_CELLS / max(greatest - least, 1e-30), 1e30))
+        starts = least + np.arange(_CELLS + 1) / float(steps)
+        beyond = slack + 4e-7 * (abs(least) + abs(greatest)) + 1e-2 / float(steps)
+        ends = [
+            cpu.link_scores(raw.astype(np.float32), self.table)
+            for raw in (starts[:-1] - beyond, starts[1:] + beyond)
+        ]
+        rounded = 1e-6 * float(np.abs(edges).max())
+        low, high = (
+            np.searchsorted(edges[1:-1], part.astype(np.float64) + shift, side="right")
+            for part, shift in zip(ends, (-rounded, rounded), strict=True)
+        )
+        return (np.float32(least), steps), np.where(low == high, low, -1).astype(np.int32)
+
+    def _parts(
+        self, sides: Sides, work: Callable[[cpu.Walk, Task, np.ndarray], Any]
+    ) -> Iterator[Any]:
+        """Yield ``work(walk, task, slack)`` over all pairs; of one table, where it fits, once."""
+        self.triangle = sides.fits_triangle(4)
+        if not self.triangle:
+            for first, last in sides.groups(8):
+                yield from self._walk(sides, first, last, work)
+            return
+        triangle = sides.triangle()
+        bound = triangle.bounds[0] + triangle.bounds[1].max()
+        cells = [(i, j) for i in range(triangle.blocks) for j in range(i, triangle.blocks)]
+
+        def part(cell: tuple[int, int]) -> Any:
+            return work(triangle.walk, triangle.task(*cell), bound)
+
+        results = run_ordered(part, cells, self.threads)
+        try:
+            for cell, result in zip(cells, results, strict=True):
+                yield result
+                self.progress(triangle.pairs(*cell))
+        finally:
+            results.close()
+
+
+class _Candidates:
+    """What may be among the k best of some left rows, and the best of it."""
+
+    def __init__(self, pairs: AllPairs, first: int, rows: int, k: int) -> None:
+        capacity = self._capacity(k)
+        padded = -(-rows // TILE_ROWS) * TILE_ROWS + TILE_COLUMNS
+        self.table, self.threads, self.first = pairs.table, pairs.threads, first
+        self.k, self.rows = k, rows
+        self.floor = np.full(padded, np.inf, dtype=np.float32)
+        self.floor[:rows] = cpu.LOWEST
+        self.filled = np.zeros(rows, dtype=np.int64)
+        self.heap = np.full((rows, k), cpu.LOWEST, dtype=np.float32)
+        self.keys = np.empty((rows, capacity), dtype=np.int64)
+
+    @staticmethod
+    def _capacity(k: int) -> int:
+        return 3 * k + 64
+
+    @classmethod
+    def row_bytes(cls, k: int) -> int:
+        """Bytes that a row's candidates take."""
+        return cls._capacity(k) * 8 + k * 4 + 16
+
+    def scan(
+        self, walk: cpu.Walk, task: Task, left_bound: np.ndarray, right_bound: np.ndarray
+    ) -> None:
+        """Add the candidates of a task, whose biases were raised by bounds of both sides."""
+        state = self.floor, self.filled, self.heap, self.keys
+        cpu.scan_top_k(self.table, walk, task, self.k, left_bound, right_bound, *state)
+
+    def finish(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and indices (rows, k) of the best; columns past those there are: empty."""
+        rows = self.rows
+        scores = np.full((rows, k), np.nan, dtype=np.float32)
+        indices = np.full((rows, k), -1, dtype=np.int64)
+
+        def part(low: int) -> None:
+            high = min(low + _ROWS_FINISHED_AT_ONCE, rows)
+            state = self.floor, self.filled, self.keys, scores, indices
+            cpu.finish_top_k(self.table, self.first, low, high, self.k, *state)
+
+        _exhaust(run_ordered(part, range(0, rows, _ROWS_FINISHED_AT_ONCE), self.threads))
+        return scores, indices
+
+
+class _ThresholdTask:
+    """Collects the pairs of a block that reach a threshold."""
+
+    def __init__(self, pairs: AllPairs, threshold: float) -> None:
+        self.table = pairs.table
+        floor = np.clip(pairs.plan.raw_floor(threshold), cpu.LOWEST, -cpu.LOWEST)
+        self.floor = np.nextafter(np.float32(floor), cpu.LOWEST)
+        self.minimum = _at_least(threshold)
+        self.most = max(_HITS_A_TASK, pairs.memory // (8 * pairs.threads * _HIT_BYTES))
+
+    def search(self, walk: cpu.Walk, task: Task, most: int) -> _Pairs | None:
+        """Return rows, columns and scores of the hits, or None where there are more than `most`."""
+        room = min(_HITS_A_TASK, most)
+        found, hits = self._scan(walk, task, room)
+        if found > most:
+            return None
+        if found > room:
+            found, hits = self._scan(walk, task, found)
+        rows, columns, scores = (part[:found].copy() for part in hits)
+        return rows, columns, scores
+
+    def collect(self, walk: cpu.Walk, task: Task) -> _RowHits | None:
+        """Return the hits by row, or None where several panels have more than the memory bears."""
+        pairs = self.search(walk, task, self.most if task[1] - task[0] > 1 else 1 << 62)
+        return (
+            None if pairs is None else _by_row([pairs], task[0] * TILE_ROWS, _rows_of(walk, task))
+        )
+
+    def _scan(self, walk: cpu.Walk, task: Task, room: int) -> tuple[int, _Pairs]:
+        rows, columns = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
+        scores = np.empty(room, dtype=np.float32)
+        found = cpu.scan_threshold(
+            self.table, walk, task, self.minimum, self.floor, rows, columns, scores
+        )
+        return found, (rows, columns, scores)
+
+
+def _rows_of(walk: cpu.Walk, task: Task) -> int:
+    """Left rows of a task."""
+    return min(task[1] * TILE_ROWS, walk.left_count) - task[0] * TILE_ROWS
+
+
+def _by_row(parts: list[_Pairs], first: int, rows: int) -> _RowHits:
+    """Bring pairs of rows `first` on into row order, keeping the order within a row."""
+    owners, columns, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+    counts = np.empty(rows, dtype=np.int64)
+    indices, values = np.empty_like(columns), np.empty_like(scores)
+    cpu.group_by_row(owners - first, counts, columns, scores, indices, values)
+    return counts, indices, values
 
 
 class NetworkPairs:
     """All pairs where a network compares them: every pair is gathered and multiplied, slowly.
 
-    Parameters and results are those of `AllPairs`.
+    Parameters and results are those of `AllPairs`. There is no `scan` to choose: it is None.
     """
 
     def __init__(
@@ -383,6 +476,7 @@ class NetworkPairs:
         self.scorer = PairScorer(self.left, plan, self.right, plan, threads=threads)
         self.threads, self.memory = self.scorer.threads, memory_budget(memory)
         self.progress = progress or (lambda pairs: None)
+        self.scan, self.triangle = None, False
 
     def _scores(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, scores (rows, n') float32) of groups of left rows."""
@@ -460,44 +554,6 @@ def all_pairs(
     """Return what walks all pairs of tables of this plan; see `AllPairs` for the parameters."""
     walk = AllPairs if plan.network is None else NetworkPairs
     return walk(left, right, plan, **options)
-
-
-class _TooMany:
-    """What a task returns whose hits do not fit: its panels are then taken one at a time."""
-
-
-class _ThresholdTask:
-    """Collects one block's hits, row by row."""
-
-    def __init__(self, pairs: AllPairs, minimum: np.float32, floor: np.ndarray) -> None:
-        self.table = pairs.table
-        self.minimum, self.floor = minimum, floor
-        self.most = max(_HITS_A_TASK, pairs.memory // (8 * pairs.threads * _HIT_BYTES))
-
-    def __call__(self, panels: cpu.Panels, first: int, last: int) -> Any:
-        """Return the hits, or `_TooMany` where several panels have more than the memory bears."""
-        room = _HITS_A_TASK
-        found, hits = self._scan(panels, first, last, room)
-        if found > room:
-            if found > self.most and last - first > 1:
-                return _TooMany()
-            found, hits = self._scan(panels, first, last, found)
-        rows, columns, scores = (part[:found] for part in hits)
-        low = first * TILE_ROWS
-        counts = np.empty(min(last * TILE_ROWS, panels.left_count) - low, dtype=np.int64)
-        indices, values = np.empty_like(columns), np.empty_like(scores)
-        cpu.group_by_row(rows - low, counts, columns, scores, indices, values)
-        return counts, indices, values
-
-    def _scan(
-        self, panels: cpu.Panels, first: int, last: int, room: int
-    ) -> tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        rows, columns = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.int64)
-        scores = np.empty(room, dtype=np.float32)
-        found = cpu.scan_threshold(
-            self.table, panels, first, last, self.minimum, self.floor, rows, columns, scores
-        )
-        return found, (rows, columns, scores)
 
 
 def _at_least(threshold: float) -> np.float32:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fastpair.backend import one_blas_thread
 from fastpair.errors import ArgumentError, DataError, FastpairError, FileError, MismatchError
 from fastpair.heads import Columns, Folded, MissingHeadError, Weights, find_head, unit_rows
 from fastpair.kernels import LINKS, Network
@@ -90,9 +91,7 @@ class Branch:
         """Fold prepared rows (N, n) float64 of a side."""
         head = find_head(self.head)
         if self._compiled is None:
-            from threadpoolctl import threadpool_limits
-
-            with threadpool_limits(1, "blas"):  # the same bits for any number of threads
+            with one_blas_thread():  # the same bits for any number of threads
                 self._compiled = head.compiled(self.weights)
         return head.fold(self.outputs(rows, side), self._compiled)
 
@@ -596,9 +595,7 @@ class Model:
             return None
         tower = self.branches[0].tower if self.density.learned else None
         if self._reference is None:
-            from threadpoolctl import threadpool_limits
-
-            with threadpool_limits(1, "blas"):  # the same bits on every machine's threads
+            with one_blas_thread():  # the same bits on every machine's threads
                 reference = self.density.reference
                 self._reference = _density_space(reference, self.preparation, tower)
         space = unit_rows(prepared if tower is None else tower.forward(prepared)[0])[0]

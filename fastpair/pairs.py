@@ -7,16 +7,20 @@ without a header.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fastpair.backend import in_order
 from fastpair.columns import LABEL_WORDS, find_columns, has_usual_names, parse_labels
 from fastpair.errors import ArgumentError, DataError
 from fastpair.formats import (
+    BATCH_ROWS,
     Arrays,
     Columns,
     TextColumns,
@@ -26,7 +30,7 @@ from fastpair.formats import (
     open_format,
 )
 from fastpair.hdf5 import reading
-from fastpair.ids import all_integers, text_array, text_from_numpy
+from fastpair.ids import RowsOfIds, all_integers, text_array, text_from_numpy
 
 ARRAY_PAIRS = 1 << 18
 """Pairs of integers that are read together from arrays."""
@@ -34,11 +38,21 @@ ARRAY_PAIRS = 1 << 18
 ARRAY_TEXTS = 1 << 16
 """Pairs of text that are read together from arrays."""
 
-KEY_BYTES = 1 << 25
-"""Bytes of keys that are turned into rows together; what that needs is a few times as much."""
+KEY_BYTES = 1 << 22
+"""Bytes of keys that a thread turns into rows together; it needs a few times as much for that."""
+
+MOST_READERS = 8
+"""Threads that read and look up keys; more would take memory and find nothing to do."""
 
 Known = Callable[[str, str], bool]
 """Whether two keys are ids of the left and of the right table."""
+
+
+class ReadBatches(Protocol):
+    """Gives left, right, perhaps label, then further columns from a row on, batch by batch."""
+
+    def __call__(self, start: int, threads: int = 1) -> Iterator[pa.RecordBatch]:
+        """Batches in order; arrays are read by so many threads."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class PairBlock:
     Parameters
     ----------
     start : the row of the file that the first pair stands in.
-    left, right : rows of the tables, (b,) int64, C-contiguous, inside the tables.
+    left, right : rows of the tables, (b,) int32 or int64, C-contiguous, inside the tables.
     label : (b,) float64, or None.
     left_keys, right_keys : the keys as the file has them, (b,), or None if they were not kept.
     extra : further columns that were asked for, each (b,) as the file has it.
@@ -76,6 +90,7 @@ class RawPairs:
     has_labels : whether batches have labels as a third column.
     integers : whether both keys are stored as integers, which are rows unless ids say other.
     read : gives batches of left, right, perhaps label, then further columns from a row on.
+    together : pairs of the largest batch that `read` gives, or about so many.
     """
 
     path: Path
@@ -84,7 +99,8 @@ class RawPairs:
     label: str | None
     has_labels: bool
     integers: bool
-    read: Callable[[int], Iterator[pa.RecordBatch]]
+    read: ReadBatches
+    together: int
 
 
 class PairSource:
@@ -110,9 +126,16 @@ class PairSource:
     ) -> None:
         self.path, self.names, self.count = raw.path, raw.names, raw.count
         self.keys, self.assumed, self.has_labels = keys, assumed, raw.has_labels
-        self._raw, self._tables, self._signed = raw, tables, signed
+        self._raw, self._signed = raw, signed
+        self._counts = tables[0][1], tables[1][1]
+        if keys == "ids":
+            left = RowsOfIds(tables[0][0])
+            same = tables[0][0] is tables[1][0]
+            self._rows_of = left, left if same else RowsOfIds(tables[1][0])
 
-    def blocks(self, size: int, start: int = 0, *, keep_keys: bool = False) -> Iterator[PairBlock]:
+    def blocks(
+        self, size: int, start: int = 0, *, keep_keys: bool = False, threads: int = 1
+    ) -> Iterator[PairBlock]:
         """The pairs in order.
 
         Parameters
@@ -120,6 +143,7 @@ class PairSource:
         size : pairs a block; the last one may have fewer.
         start : the pair to begin with, default 0.
         keep_keys : whether blocks have the keys as the file has them, default False.
+        threads : how many threads may read, decompress and look up, default 1: the caller's.
 
         Yields
         ------
@@ -130,24 +154,32 @@ class PairSource:
         DataError
             A row is outside the table, an id is unknown, or a label is not one.
         """
+        threads = min(threads, MOST_READERS)
+        pieces = _pieces(self._raw.read(start, threads), start, size)
         parts: list[PairBlock] = []
         waiting = 0
-        for batch in regroup_batches(self._raw.read(start), size, KEY_BYTES):
-            parts.append(self._block(batch, start, keep_keys))
-            start += batch.num_rows
-            waiting += batch.num_rows
-            del batch  # else its keys stay until the next one is there
+        for part in in_order(lambda piece: self._block(*piece, keep_keys), pieces, threads):
+            parts.append(part)
+            waiting += len(part.left)
             if waiting == size:
                 yield _one_block(parts)
                 parts, waiting = [], 0
         if parts:
             yield _one_block(parts)
 
-    def bytes_a_pair(self, *, keep_keys: bool = False) -> int:
-        """About how many bytes a pair of a block takes; reads the first pairs for kept keys.
+    def reading_bytes(self, threads: int = 1) -> int:
+        """About how many bytes a reader of blocks needs besides, whatever the size of the blocks.
 
-        A reader of blocks needs a few times `KEY_BYTES` besides, whatever the size of the blocks.
+        Reads the first pairs if the keys are ids.
         """
+        under_way = 1 if threads == 1 else 2 * min(threads, MOST_READERS) + 1
+        ids = self.keys == "ids"
+        batch = self.bytes_a_pair(keep_keys=ids) * min(self._raw.together, self.count)
+        looking_up = sum(rows_of.nbytes for rows_of in set(self._rows_of)) if ids else 0
+        return 2 * batch + under_way * (3 * min(batch, KEY_BYTES) if ids else batch) + looking_up
+
+    def bytes_a_pair(self, *, keep_keys: bool = False) -> int:
+        """About how many bytes a pair of a block takes; reads the first pairs for kept keys."""
         numbers = 2 * 8 + (8 if self.has_labels else 0)
         first = next(self._raw.read(0)) if keep_keys else None
         if first is None or not first.num_rows:
@@ -166,23 +198,14 @@ class PairSource:
         return PairBlock(start, left, right, label, kept[0], kept[1], extra)
 
     def _rows(self, left: pa.Array, right: pa.Array, start: int) -> tuple[np.ndarray, np.ndarray]:
-        (left_ids, left_count), (right_ids, right_count) = self._tables
         sides = [
-            Side(str(self.path), self.names[0], left, start, left_count),
-            Side(str(self.path), self.names[1], right, start, right_count),
+            Side(str(self.path), self.names[number], keys, start, self._counts[number])
+            for number, keys in enumerate((left, right))
         ]
         if self.keys == "rows":
             return sides[0].row_numbers(), sides[1].row_numbers()
         texts = [side.texts() for side in sides]
-        if left_ids is right_ids:
-            # One look-up for both sides: preparing it is what costs most.
-            both = pc.index_in(pa.concat_arrays(texts), value_set=left_ids)
-            found = [both.slice(0, len(left)), both.slice(len(left))]
-        else:
-            found = [
-                pc.index_in(texts[0], value_set=left_ids),
-                pc.index_in(texts[1], value_set=right_ids),
-            ]
+        found = [rows_of(text) for rows_of, text in zip(self._rows_of, texts, strict=True)]
         return sides[0].known(texts[0], found[0]), sides[1].known(texts[1], found[1])
 
 
@@ -220,13 +243,15 @@ class Side:
             self._refuse(missing, ", so the key is missing; every pair needs both keys.")
 
     def row_numbers(self) -> np.ndarray:
-        """Keys as row numbers of the table, (b,) int64."""
+        """Keys as row numbers of the table, (b,) integers."""
         self._refuse_missing()
-        rows = self._integers()
-        self._refuse(
-            (rows < 0) | (rows >= self.count),
-            f", but row numbers go from 0 to {self.count - 1}; use the rows of this table.",
-        )
+        signed = pa.types.is_signed_integer(self.keys.type)
+        rows = self.keys.to_numpy() if signed else self._integers()
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.count):
+            self._refuse(
+                (rows < 0) | (rows >= self.count),
+                f", but row numbers go from 0 to {self.count - 1}; use the rows of this table.",
+            )
         return rows
 
     def _integers(self) -> np.ndarray:
@@ -266,29 +291,38 @@ class Side:
             )
         return texts
 
-    def known(self, texts: pa.Array, found: pa.Array) -> np.ndarray:
-        """Rows that were looked up, (b,) int64, unless an id is unknown."""
-        if found.null_count:
-            unknown = found.is_null()
-            examples = pc.unique(texts.filter(unknown)).slice(0, 3).to_pylist()
-            row = self.start + int(pc.index(unknown, True).as_py())
+    def known(self, texts: pa.Array, found: np.ndarray) -> np.ndarray:
+        """Rows that were looked up, (b,) int64, unless an id is unknown: -1."""
+        if found.min(initial=0) < 0:
+            unknown = found < 0
+            examples = pc.unique(texts.filter(pa.array(unknown))).slice(0, 3).to_pylist()
+            row = self.start + int(np.flatnonzero(unknown)[0])
             shown = ", ".join(repr(example) for example in examples)
             rows = " or say --keys rows if they are row numbers" if all_integers(texts) else ""
             raise DataError(
-                f"{self.path} has unknown ids as {self.name}, {found.null_count} in this block, "
+                f"{self.path} has unknown ids as {self.name}, {unknown.sum()} in this block, "
                 f"such as {shown}, the first in row {row} (counted from 0); "
                 f"use ids that the embeddings carry{rows}."
             )
-        return found.to_numpy().astype(np.int64)
+        return found
 
 
-def regroup_batches(
-    batches: Iterable[pa.RecordBatch], size: int, most_bytes: int | None = None
-) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches that end at every multiple of `size`.
+def _pieces(
+    batches: Iterable[pa.RecordBatch], start: int, size: int
+) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Batches and their first rows, cut at every `size` rows and where keys come to `KEY_BYTES`."""
+    begin = start
+    for batch in batches:
+        most = max(1, batch.num_rows * KEY_BYTES // max(batch.nbytes, 1))
+        while batch.num_rows:
+            piece = batch.slice(0, min(most, size - (start - begin) % size))
+            yield piece, start
+            batch = batch.slice(piece.num_rows)
+            start += piece.num_rows
 
-    They also end in between where they have come to `most_bytes`, default: nowhere.
-    """
+
+def regroup_batches(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches that end at every multiple of `size`."""
     waiting: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
@@ -297,10 +331,9 @@ def regroup_batches(
             batch = batch.slice(part.num_rows)
             waiting.append(part)
             count += part.num_rows
-            full = most_bytes is not None and sum(w.nbytes for w in waiting) >= most_bytes
-            if count == size or full:
+            if count == size:
                 yield _one_batch(waiting)
-                waiting, count = [], count % size
+                waiting, count = [], 0
     if waiting:
         yield _one_batch(waiting)
 
@@ -314,15 +347,19 @@ def _one_batch(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def _one_block(parts: list[PairBlock]) -> PairBlock:
+    # Most files keep int32, and then half as much is copied here and read by who scores.
+    small = all(side.dtype == np.int32 for part in parts for side in (part.left, part.right))
+    kind = np.int32 if small else np.int64
     if len(parts) == 1:
-        return parts[0]
+        rows = [np.ascontiguousarray(side, kind) for side in (parts[0].left, parts[0].right)]
+        return replace(parts[0], left=rows[0], right=rows[1])
     labels = [part.label for part in parts if part.label is not None]
     left_keys = [part.left_keys for part in parts if part.left_keys is not None]
     right_keys = [part.right_keys for part in parts if part.right_keys is not None]
     return PairBlock(
         start=parts[0].start,
-        left=np.concatenate([part.left for part in parts]),
-        right=np.concatenate([part.right for part in parts]),
+        left=np.concatenate([part.left for part in parts], dtype=kind),
+        right=np.concatenate([part.right for part in parts], dtype=kind),
         label=np.concatenate(labels) if labels else None,
         left_keys=pa.concat_arrays(left_keys) if left_keys else None,
         right_keys=pa.concat_arrays(right_keys) if right_keys else None,
@@ -474,7 +511,7 @@ def _column_pairs(
             )
     read = list(dict.fromkeys([*columns, *extra]))  # a column may be asked for twice
 
-    def batches(start: int) -> Iterator[pa.RecordBatch]:
+    def batches(start: int, threads: int = 1) -> Iterator[pa.RecordBatch]:
         for batch in file.batches(read, start):
             yield batch.select([read.index(name) for name in [*columns, *extra]])
 
@@ -486,6 +523,7 @@ def _column_pairs(
         has_labels=len(columns) == 3,
         integers=all(pa.types.is_integer(file.type_of(name)) for name in (left, right)),
         read=batches,
+        together=BATCH_ROWS,
     )
 
 
@@ -530,18 +568,26 @@ def _array_pairs(
         )
 
     integers = all(not isinstance(file.entries[name][1], str) for name, _ in sources)
-    step = ARRAY_PAIRS if integers else ARRAY_TEXTS
+    least = ARRAY_PAIRS if integers else ARRAY_TEXTS
+    together = max(file.rows_together(name, least) for name in names) if integers else least
 
-    def read(start: int) -> Iterator[pa.RecordBatch]:
-        for at in range(start, count, step):
-            stop = min(at + step, count)
-            with reading(file.path):
-                parts = {name: file.read(name, at, stop) for name in {*names, *extra}}
+    def read(start: int, threads: int = 1) -> Iterator[pa.RecordBatch]:
+        if start >= count:
+            return
+        ends = [*range(start // together * together + together, count, together), count]
+        with reading(file.path), file.opened() as read_rows:
+
+            def batch(part: tuple[int, int]) -> pa.RecordBatch:
+                parts = {name: read_rows(name, *part) for name in {*names, *extra}}
                 arrays = [_arrow(parts[name], column) for name, column in sources]
                 arrays += [_arrow(parts[name], None) for name in [*names[2:], *extra]]
-            yield pa.RecordBatch.from_arrays(arrays, [str(n) for n in range(len(arrays))])
+                return pa.RecordBatch.from_arrays(arrays, [str(n) for n in range(len(arrays))])
 
-    return RawPairs(file.path, (left, right), count, label, len(names) == 3, integers, read)
+            yield from in_order(batch, pairwise([start, *ends]), threads)
+
+    return RawPairs(
+        file.path, (left, right), count, label, len(names) == 3, integers, read, together
+    )
 
 
 def is_key(dtype: np.dtype | str) -> bool:

@@ -169,6 +169,7 @@ class ScoreFile:
         with writing(self.path):
             write_at(self.staging.descriptor, scores, self._scores + 4 * pairs.start)
             write_at(self.staging.descriptor, checksum, self._checksums + 8 * number)
+            self.staging.flushing.wrote(scores.nbytes)
         self.done[number] = True
 
     def read_block(self, number: int) -> np.ndarray:
@@ -360,6 +361,7 @@ class DenseWriter(_Matrix):
             for number, strip in enumerate(strips):
                 place = self._start + 4 * ((row + number) * columns + column)
                 write_at(self.staging.descriptor, strip, place)
+            self.staging.flushing.wrote(tile.nbytes)
 
 
 class SparseWriter(_Matrix):

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from fastpair.backend import read_ahead, thread_count
+from fastpair.backend import one_blas_thread, read_ahead, thread_count
 from fastpair.errors import ArgumentError, DataError, MismatchError
 from fastpair.folding import common_scales
 from fastpair.kernels import Plan
@@ -64,8 +64,7 @@ class PairScorer:
             right_rows = left_rows
         elif right_plan is not None:
             left_rows, right_rows, plan = meet(left_rows, plan, right_rows, right_plan)
-        self._rows = left_rows, right_rows  # kernels know only their addresses
-        self._score = _worker(left_rows, right_rows, plan)
+        self._score, self._kept = _worker(left_rows, right_rows, plan)
 
     def __call__(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return the scores (m,) float32 of pairs of row numbers `left` and `right`, (m,) each.
@@ -75,8 +74,6 @@ class PairScorer:
         DataError : a row number is negative or past the table's end.
         """
         left, right = np.asarray(left), np.asarray(right)
-        check_rows(left, self.left_count, "left")
-        check_rows(right, self.right_count, "right")
         if left.shape != right.shape or left.ndim != 1:
             raise ArgumentError(f"left has shape {left.shape}, right {right.shape}, expected (m,)")
         scores = np.empty(len(left), dtype=np.float32)
@@ -87,16 +84,15 @@ class PairScorer:
     def stream(self, blocks: Iterable[_AnyBlock]) -> Iterator[tuple[_AnyBlock, np.ndarray]]:
         """Yield each block with its scores, in order; the next ones are under way meanwhile.
 
-        The blocks' row numbers are checked again before a kernel sees them.
+        Row numbers are checked as they are scored.
         """
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastpair")
         waiting: deque[tuple[_AnyBlock, np.ndarray, list[Future[None]]]] = deque()
         try:
             for block in read_ahead(blocks):
-                check_rows(block.left, self.left_count, "left")
-                check_rows(block.right, self.right_count, "right")
                 scores = np.empty(len(block.left), dtype=np.float32)
-                waiting.append((block, scores, self._submit(pool, block.left, block.right, scores)))
+                tasks = self._submit(pool, block.left, block.right, scores)
+                waiting.append((block, scores, tasks))
                 if len(waiting) > 1:
                     yield _scored(*waiting.popleft())
             while waiting:
@@ -107,22 +103,52 @@ class PairScorer:
     def _submit(
         self, pool: ThreadPoolExecutor, left: np.ndarray, right: np.ndarray, scores: np.ndarray
     ) -> list[Future[None]]:
-        ranges = (
-            slice(start, start + PAIRS_A_TASK) for start in range(0, len(scores), PAIRS_A_TASK)
-        )
-        return [pool.submit(self._score, left[r], right[r], scores[r]) for r in ranges]
+        """Score pairs in tasks; one that meets a row number out of range fails with a DataError."""
+        for rows, side in ((left, "left"), (right, "right")):
+            check_kind(rows, side)
+
+        def score(start: int) -> None:
+            part = slice(start, start + PAIRS_A_TASK)
+            if not self._score(left[part], right[part], scores[part]):
+                check_rows(left[part], self.left_count, "left", start)
+                check_rows(right[part], self.right_count, "right", start)
+
+        return [pool.submit(score, start) for start in range(0, len(scores), PAIRS_A_TASK)]
 
 
 def _worker(
     left_rows: np.ndarray, right_rows: np.ndarray, plan: Plan
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
-    """Return what fills the scores (m,) of left and right row numbers (m,), in any thread."""
-    if plan.network is not None:
-        return NetworkTables(left_rows, right_rows, plan).score
-    from fastpair.kernels import cpu  # Numba: only those who score wait for it
+) -> tuple[Callable[[np.ndarray, np.ndarray, np.ndarray], bool], object]:
+    """Return what fills the scores (m,) of left and right row numbers (m,), in any thread.
 
-    table = cpu.table_arguments(left_rows, right_rows, plan)
-    return lambda left, right, scores: cpu.score_pairs(table, left, right, scores)
+    It returns False, and has read no such row, if it met a row number out of range. With it comes
+    what must be kept as long: kernels know addresses only.
+    """
+    if plan.network is not None:
+        tables = NetworkTables(left_rows, right_rows, plan)
+        counts = len(left_rows), len(right_rows)
+
+        def score_network(left: np.ndarray, right: np.ndarray, scores: np.ndarray) -> bool:
+            if not (_in_range(left, counts[0]) and _in_range(right, counts[1])):
+                return False
+            with one_blas_thread():
+                tables.score(left, right, scores)
+            return True
+
+        return score_network, tables
+    from fastpair.kernels import pairs  # Numba: only those who score wait for it
+
+    rows = left_rows, right_rows
+    left_fields = pairs.separate_fields(left_rows, plan)
+    same = right_rows is left_rows
+    right_fields = left_fields if same else pairs.separate_fields(right_rows, plan)
+    fields = None if left_fields is None or right_fields is None else (left_fields, right_fields)
+    table = pairs.table_arguments(*rows, plan, fields)
+
+    def score(left: np.ndarray, right: np.ndarray, scores: np.ndarray) -> bool:
+        return pairs.score_pairs(table, left, right, scores) < 0
+
+    return score, (rows, fields)
 
 
 def _wait(tasks: list[Future[None]]) -> None:
@@ -137,14 +163,22 @@ def _scored(
     return block, scores
 
 
-def check_rows(rows: np.ndarray, count: int, side: str) -> None:
-    """Refuse row numbers that are not in 0 to count - 1: a kernel must never see one."""
+def check_kind(rows: np.ndarray, side: str) -> None:
+    """Refuse row numbers that are not integers."""
     if rows.dtype.kind not in "iu":
         raise DataError(f"{side} row numbers are {rows.dtype}, expected integers")
-    if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= count):
+
+
+def _in_range(rows: np.ndarray, count: int) -> bool:
+    return not len(rows) or (int(rows.min()) >= 0 and int(rows.max()) < count)
+
+
+def check_rows(rows: np.ndarray, count: int, side: str, first: int = 0) -> None:
+    """Refuse row numbers that are not in 0 to count - 1; `first` is the first pair's number."""
+    if not _in_range(rows, count):
         bad = int(np.flatnonzero((rows < 0) | (rows >= count))[0])
         raise DataError(
-            f"pair {bad} has the {side} row number {rows[bad]}, expected 0 to {count - 1}"
+            f"pair {first + bad} has the {side} row number {rows[bad]}, expected 0 to {count - 1}"
         )
 
 

@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,9 @@ from fastpair.errors import FastpairError, FileError
 
 PARTIAL = ".partial"
 """What is appended to the name of an output while it is being made."""
+
+FLUSHED_TOGETHER = 1 << 26
+"""Bytes that are written before a flush of them begins."""
 
 WRITING = ".writing"
 """The same for an export of scores: NAME.partial holds the scores themselves."""
@@ -105,6 +109,7 @@ class Staging:
             raise FileError(f"{self.partial} is a folder where the output is staged; move it away.")
         with writing(self.path):
             self.descriptor = self._lock()
+        self.flushing = Flushing(self.descriptor)
 
     def _lock(self) -> int:
         while True:
@@ -137,6 +142,7 @@ class Staging:
         """Bring everything to the disk, give the file its name and lift the lock."""
         try:
             with writing(self.path):
+                self.flushing.finish()
                 os.fsync(self.descriptor)
                 os.replace(self.partial, self.path)
                 folder = os.open(self.path.parent, os.O_RDONLY)
@@ -156,6 +162,7 @@ class Staging:
     def release(self) -> None:
         """Lift the lock and leave what was staged where it is."""
         if self.open:
+            self.flushing.stop()
             os.close(self.descriptor)
             self.descriptor = -1
 
@@ -171,6 +178,46 @@ class Staging:
         if kind is None and self.open:
             self.finish()
         self.abandon()
+
+
+class Flushing:
+    """Brings what is written to the disk meanwhile, on another thread: little is left at the end.
+
+    Parameters
+    ----------
+    descriptor : of the open file.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._written = descriptor, 0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fastpair-flush")
+        self._under_way: Future[None] | None = None
+
+    def wrote(self, count: int) -> None:
+        """Take notice of so many bytes; begin to flush where enough have come together.
+
+        Raises
+        ------
+        OSError
+            What was flushed before did not reach the disk.
+        """
+        self._written += count
+        if self._written < FLUSHED_TOGETHER or (self._under_way and not self._under_way.done()):
+            return
+        if self._under_way:
+            self._under_way.result()
+        self._written = 0
+        self._under_way = self._pool.submit(os.fsync, self._descriptor)
+
+    def finish(self) -> None:
+        """Wait for what is under way; an OSError if it did not reach the disk."""
+        self.stop()
+        if self._under_way:
+            self._under_way.result()
+
+    def stop(self) -> None:
+        """Wait for what is under way, however it ends."""
+        self._pool.shutdown(wait=True)
 
 
 def reserve(descriptor: int, size: int) -> None:

@@ -10,6 +10,7 @@ what the arm learned, and scores are calibrated.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from fastpair.arms import (
     epochs_of,
     start_learner,
 )
+from fastpair.backend import one_blas_thread, thread_count
 from fastpair.calibration import Calibration, calibrated, fit_combination
 from fastpair.errors import ArgumentError, DataError, MismatchError
 from fastpair.evaluation import pca_model, raw_cosine
@@ -88,6 +90,7 @@ def train(
     prior: float | None = None,
     batch: int = 256,
     seed: int = 0,
+    threads: int | None = None,
     on_estimate: Callable[[float], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     checkpoint: Checkpoint | None = None,
@@ -113,8 +116,9 @@ def train(
     threshold_by : see `fastpair.calibration.find_threshold`.
     prior : share of good pairs where the scores will be used; default as in the validation pairs.
     batch : pairs in a step, 2 or more.
-    seed : of everything random, 0 or more; with the same number of threads, equal seeds give
-        equal models.
+    seed : of everything random, 0 or more; equal seeds give equal models, whatever the threads.
+    threads : number of threads; default one for each processor. Each branch of a model learns in
+        a thread of its own, so that more than there are branches gain little.
     on_estimate : called with about how many seconds all arms will take, before they begin.
     on_epoch : called with each entry of the history as it is made.
     checkpoint : keeps the state after every epoch, and is asked for an earlier one first.
@@ -128,8 +132,6 @@ def train(
     DataError : the pairs or the embeddings cannot be learned from.
     MismatchError : the checkpoint belongs to another training.
     """
-    from threadpoolctl import threadpool_limits
-
     if embeddings.ndim != 2 or embeddings.shape[1] == 0:
         raise ArgumentError(f"embeddings have shape {embeddings.shape}, expected (rows, columns)")
     columns = embeddings.shape[1]
@@ -186,9 +188,13 @@ def train(
         "balance": balance,
         "graded": graded,
     }
-    # On matrices of this size threads gain little and, on a busy machine, lose much by waiting.
-    with threadpool_limits(1, "blas"):
-        task = Task(embeddings, given, held, settings)
+    # BLAS in several threads would make the sums, and so the model, depend on their number.
+    count = thread_count(threads)
+    with (
+        one_blas_thread(),
+        ThreadPoolExecutor(count, thread_name_prefix="fastpair") as pool,
+    ):
+        task = Task(embeddings, given, held, settings, pool if count > 1 else None)
         tournament = _Tournament(task, tried, notes, on_epoch, checkpoint)
         return tournament.run(calibration, options.get("density") is not False, on_estimate)
 

@@ -24,7 +24,8 @@ whole vectors of 16 lanes. The bias and, in int8 tables with products, the scale
 segments: the columns then start on a cache line. Rows are padded to a multiple of 64 bytes.
 
 Kernels receive tables as ``uint8`` arrays of shape (rows, row_bytes), C-contiguous, and never see
-an index out of range: callers have checked. Callers allocate; kernels fill. NaN and infinities
+an index out of range: callers have checked. The pair kernel alone checks its list itself, on the
+way, and stops. Callers allocate; kernels fill. NaN and infinities
 are refused before a table is made. The zero vector has cosine 0 with everything.
 
 The bits
@@ -48,9 +49,11 @@ with P, M, V, A, E the signed integer sums of the five segments, s the scale in 
 scale of a segment in the plan. So the bits are the same on every CPU, for any block size, tile
 size, thread count or order, and for (i, j) and (j, i).
 
-Tiles (all pairs) compute the same raw score in another order and only find candidates:
-`tile_bound` says how far they can be from the pair kernel. Top-k and threshold results carry pair
-kernel scores; ties go to the lower index. Dense output carries the tile's own values.
+Tiles (all pairs) compute the same raw score in another order, and where a CPU has the instructions
+from columns rounded to bfloat16 or int8. They only find candidates: `operands.split_bound` says how
+far they can be from the pair kernel. Top-k and threshold results carry pair kernel scores; ties go
+to the lower index. Dense output carries the float32 tile's own values, the same bits for (i, j) and
+(j, i); where a root would magnify a tile's error, the pair kernel's.
 
 A `Network` in the plan takes the place of the sum over columns. A hidden unit starts at its bias
 and is one chain of fused multiply-adds over its inputs in order; what ``output`` and ``direct``

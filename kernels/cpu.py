@@ -1,274 +1,44 @@
 """Numba kernels: serial workers that fill given arrays and may run side by side in threads.
 
-The pair kernel gathers two rows and adds their terms; the tile kernels walk a block of left rows
-over packed right panels and keep what a reduction wants. What they read comes as `Table` and
-`Panels`, whose numbers and addresses are plain scalars: reading an array out of a tuple costs two
-atomic reference counts, as much as a short pair. Whoever makes them keeps the arrays alive.
+The pair kernel is that of `pairs`; here are the networks, and the tile kernels, which walk a block
+of left rows over packed right panels and keep what a reduction wants. Panels come as a `Walk`, of
+plain scalars like `Table`. Whoever makes one keeps the arrays alive.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.core import types
-from numba.extending import overload
 
-from fastpair.kernels import Plan, raw_floor
+from fastpair.kernels import Plan
+from fastpair.kernels.operands import Panels, word_counts
+from fastpair.kernels.pairs import (
+    LOWEST,
+    Table,
+    apply_link,
+    exact_raw,
+    link_ceiling,
+    score_pairs,
+    separate_fields,
+    table_arguments,
+    tie_level,
+)
 from fastpair.kernels.simd import (
-    TILE_COLUMNS,
-    TILE_ROWS,
-    add,
     address,
-    fma,
-    integer_zeros,
+    bits_of,
+    float_of,
+    get,
     jit,
     jit_generator,
-    load,
     load_float32,
     lowest_bit,
-    maximum,
     prefetch,
-    register_tile,
-    row_mask,
-    subtract,
-    total,
-    zeros,
+    put,
 )
+from fastpair.kernels.tile import FORM_TAGS, HEADER, TILE_COLUMNS, TILE_ROWS, register_tile
 
-_AHEAD_BYTES = 4608
-"""Bytes of rows that are asked for ahead of use, a side: measured best for rows of 128 to 512."""
-
-_ELEMENTS = {
-    "float32": np.float32(0),
-    "float16": np.int16(0),
-    "bfloat16": np.uint16(0),
-    "int8": np.int8(0),
-}
-"""A number whose type tells kernels how columns are stored."""
-
-LOWEST = np.float32(np.finfo(np.float32).min)
-"""Threshold that every finite score passes; -inf, which padding scores, does not."""
-
-
-class Table(NamedTuple):
-    """What kernels need to score a pair exactly: addresses of both tables, layout, constants."""
-
-    left: int
-    right: int
-    row_bytes: int
-    element: Any
-    layout: tuple[int, ...]
-    constants: tuple[np.float32, ...]
-    link: int
-
-
-def table_arguments(left_rows: np.ndarray, right_rows: np.ndarray, plan: Plan) -> Table:
-    """Return the pair kernel's arguments for two tables (rows, row_bytes) uint8 of one plan.
-
-    They hold addresses: the tables must live as long as they are used.
-    """
-    for rows in (left_rows, right_rows):
-        if not rows.flags.c_contiguous or rows.shape[1] != plan.layout.row_bytes:
-            raise ValueError(f"rows {rows.shape} are not contiguous or not of {plan.layout}")
-    return Table(
-        left_rows.ctypes.data,
-        right_rows.ctypes.data,
-        plan.layout.row_bytes,
-        _ELEMENTS[plan.precision],
-        plan.layout.kernel_arguments(),
-        plan.kernel_constants(),
-        plan.link_code,
-    )
-
-
-# --- one pair ------------------------------------------------------------------------------------
-
-
-def _itemsize(element):
-    """Bytes of a stored column."""
-
-
-@overload(_itemsize, inline="always")
-def _pick_itemsize(element):
-    size = element.bitwidth // 8
-    return lambda element: size
-
-
-@jit
-def _float_sum(left, right, element, layout):
-    """Sum of all terms of two float rows, as the contract defines its bits."""
-    step = 16 * _itemsize(element)
-    lanes, nothing = zeros(), zeros()
-    for _ in range(layout[0]):
-        lanes = fma(load(left, element), load(right, element), lanes)
-        left, right = left + step, right + step
-    for _ in range(layout[1]):
-        lanes = fma(subtract(nothing, load(left, element)), load(right, element), lanes)
-        left, right = left + step, right + step
-    for _ in range(layout[2]):
-        lanes = add(lanes, maximum(load(left, element), load(right, element)))
-        left, right = left + step, right + step
-    for _ in range(layout[3]):
-        lanes = subtract(lanes, maximum(load(left, element), load(right, element)))
-        left, right = left + step, right + step
-    for sign in range(2):
-        half = layout[4 + sign] * step
-        for _ in range(layout[4 + sign]):
-            pair = add(
-                maximum(load(left, element), load(right + half, element)),
-                maximum(load(left + half, element), load(right, element)),
-            )
-            lanes = add(lanes, pair) if sign == 0 else subtract(lanes, pair)
-            left, right = left + step, right + step
-        left, right = left + half, right + half
-    for _ in range(layout[6]):
-        apart = subtract(load(left, element), load(right, element))
-        lanes = add(lanes, maximum(apart, subtract(nothing, apart)))
-        left, right = left + step, right + step
-    for _ in range(layout[7]):
-        apart = subtract(load(left, element), load(right, element))
-        lanes = subtract(lanes, maximum(apart, subtract(nothing, apart)))
-        left, right = left + step, right + step
-    for _ in range(layout[8]):
-        apart = subtract(load(left, element), load(right, element))
-        lanes = fma(apart, apart, lanes)
-        left, right = left + step, right + step
-    for _ in range(layout[9]):
-        apart = subtract(load(left, element), load(right, element))
-        lanes = fma(subtract(nothing, apart), apart, lanes)
-        left, right = left + step, right + step
-    return total(lanes)
-
-
-@jit
-def _integer_run(left, right, element, vectors, segment):
-    """Exact integer sum of the terms of one run of an int8 row; mirrored takes both halves."""
-    lanes = integer_zeros()
-    half = 16 * vectors
-    for number in range(vectors):
-        here, there = left + 16 * number, right + 16 * number
-        x, y = load(here, element), load(there, element)
-        if segment == 0:
-            lanes = fma(x, y, lanes)
-        elif segment == 1:
-            lanes = add(lanes, maximum(x, y))
-        elif segment == 2:
-            pair = add(
-                maximum(x, load(there + half, element)), maximum(load(here + half, element), y)
-            )
-            lanes = add(lanes, pair)
-        elif segment == 3:
-            lanes = add(lanes, maximum(subtract(x, y), subtract(y, x)))
-        else:
-            lanes = fma(subtract(x, y), subtract(x, y), lanes)
-    return total(lanes)
-
-
-@jit
-def _scale(row, layout):
-    return load_float32(row + layout[11]) if layout[11] >= 0 else np.float32(0.0)
-
-
-@jit
-def _integer_sum(left, right, element, layout, constants):
-    """Sum of all terms of two int8 rows: exact integers, scaled once a segment."""
-    scales = _scale(left, layout) * _scale(right, layout)
-    result = np.float32(0.0)
-    for segment in range(5):
-        width = 32 if segment == 2 else 16
-        plus, minus = layout[2 * segment], layout[2 * segment + 1]
-        value = _integer_run(left, right, element, plus, segment)
-        left, right = left + width * plus, right + width * plus
-        value -= _integer_run(left, right, element, minus, segment)
-        left, right = left + width * minus, right + width * minus
-        scale = constants[3 + segment]
-        if segment == 0:
-            scale = scales
-        elif segment == 4:
-            scale = scale * scale
-        result = result + np.float32(value) * scale
-    return result
-
-
-def _terms(left, right, element, layout, constants):
-    """Sum of all terms of two rows at addresses; the stored type picks the loops."""
-
-
-@overload(_terms, inline="always")
-def _pick_terms(left, right, element, layout, constants):
-    if element == types.int8:
-        return lambda left, right, element, layout, constants: _integer_sum(
-            left, right, element, layout, constants
-        )
-    return lambda left, right, element, layout, constants: _float_sum(left, right, element, layout)
-
-
-@jit
-def _raw(table, left, right):
-    """Raw score of the rows at two addresses."""
-    layout = table.layout
-    bias = np.float32(0.0)
-    if layout[10] >= 0:
-        bias = load_float32(left + layout[10]) + load_float32(right + layout[10])
-    start = table.constants[0] + bias
-    return start + _terms(left, right, table.element, layout, table.constants)
-
-
-@jit
-def _link(raw, table):
-    """offset + slope * link(raw), in float32; exp and log1p in float64, rounded once."""
-    value = raw
-    if table.link > 0:
-        below = min(raw, np.float32(0.0))
-        if table.link == 1:
-            value = -np.sqrt(-below)
-        elif table.link == 2:
-            value = np.float32(math.exp(np.float64(below)))
-        else:
-            t = np.float64(below)
-            value = np.float32(-math.log1p(-t + math.sqrt(t * (t - 2.0))))
-    return table.constants[2] + table.constants[1] * value
-
-
-@jit
-def _ceiling(table):
-    """Raw score from which on the link rises no more."""
-    return np.float32(0.0) if table.link > 0 else np.float32(np.inf)
-
-
-_raw_floor = jit(raw_floor)
-
-
-@jit
-def _level(raw, table):
-    """A raw score that is not above any whose score may equal that of `raw`.
-
-    Links and the rounding of slope and offset make many raw scores one score.
-    """
-    slope, offset = np.float64(table.constants[1]), np.float64(table.constants[2])
-    floor = _raw_floor(np.float64(_link(raw, table)), table.link, slope, offset)
-    return min(raw, np.float32(max(floor, np.float64(LOWEST))))
-
-
-@jit
-def score_pairs(table, left, right, scores):
-    """Fill `scores` (m,) float32 for pairs of row numbers, `left` and `right` (m,) integers."""
-    left_base, right_base, row_bytes = table.left, table.right, table.row_bytes
-    ahead = max(2, _AHEAD_BYTES // row_bytes)
-    last = len(scores) - 1
-    for pair in range(len(scores)):
-        following = min(pair + ahead, last)
-        next_left = left_base + np.int64(left[following]) * row_bytes
-        next_right = right_base + np.int64(right[following]) * row_bytes
-        for line in range(0, row_bytes, 64):
-            prefetch(next_left + line)
-            prefetch(next_right + line)
-        here = left_base + np.int64(left[pair]) * row_bytes
-        there = right_base + np.int64(right[pair]) * row_bytes
-        scores[pair] = _link(_raw(table, here, there), table)
-
+__all__ = ["LOWEST", "Table", "score_pairs", "separate_fields", "table_arguments"]
 
 # --- one pair: networks --------------------------------------------------------------------------
 
@@ -276,15 +46,20 @@ _GROUPS_TOGETHER = 8
 """Groups of TILE_ROWS pairs that pass a layer together, so that its weights are read for all."""
 
 
-def pack_layer(matrix: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a layer's weights (panels, f, TILE_COLUMNS) and biases (panels, TILE_COLUMNS)."""
+def pack_layer(matrix: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return a layer as panels of the register tile: (panels, HEADER + f, TILE_COLUMNS)."""
     units, inputs = matrix.shape
-    panels = -(-units // TILE_COLUMNS)
-    weights = np.zeros((panels * TILE_COLUMNS, inputs), np.float32)
-    biases = np.zeros(panels * TILE_COLUMNS, np.float32)
-    weights[:units], biases[:units] = matrix, bias
-    turned = weights.reshape(panels, TILE_COLUMNS, inputs).swapaxes(1, 2)
-    return np.ascontiguousarray(turned), biases.reshape(panels, TILE_COLUMNS)
+    number = -(-units // TILE_COLUMNS)
+    weights = np.zeros((HEADER + inputs, number * TILE_COLUMNS), np.float32)
+    weights[0, :units], weights[HEADER:, :units] = bias, matrix.T
+    turned = weights.reshape(HEADER + inputs, number, TILE_COLUMNS).swapaxes(0, 1)
+    return np.ascontiguousarray(turned)
+
+
+@jit
+def _no_floors():
+    """Floors of rows that every number reaches, and of columns that none does."""
+    return np.full(TILE_ROWS, -np.inf, np.float32), np.full(TILE_COLUMNS, np.inf, np.float32)
 
 
 @jit
@@ -300,29 +75,30 @@ def _network_inputs(x, y, columns, orders, inputs, pair):
 
 
 @jit
-def _network_layer(inputs, weights, biases, units, groups, outputs):
-    """Fill `outputs` (groups, units, TILE_ROWS) with max(weights inputs + biases, 0)."""
-    tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
-    nothing = np.zeros(TILE_ROWS, np.float32)
-    count = weights.shape[1]
+def _network_layer(inputs, weights, units, groups, outputs):
+    """Fill the columns of `outputs`, panels of TILE_ROWS, with max(weights inputs + biases, 0)."""
+    tile, masks = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32), np.empty(TILE_ROWS, np.int64)
+    floors, nothing = _no_floors()
     for panel in range(len(weights)):
         first = panel * TILE_COLUMNS
         for group in range(groups):
             register_tile(
+                np.float32(0.0),
                 address(inputs) + group * inputs.shape[1] * TILE_ROWS * 4,
-                address(weights) + panel * count * TILE_COLUMNS * 4,
-                address(nothing),
-                address(biases) + panel * TILE_COLUMNS * 4,
-                count,
+                address(weights) + panel * weights.shape[1] * TILE_COLUMNS * 4,
+                weights.shape[1] - HEADER,
                 0,
                 0,
                 np.float32(0.0),
-                -np.float32(np.inf),
+                np.float32(0.0),
+                address(floors),
+                address(nothing),
                 address(tile),
+                address(masks),
             )
             for n in range(min(TILE_COLUMNS, units - first)):
                 for pair in range(TILE_ROWS):
-                    outputs[group, first + n, pair] = max(tile[pair, n], np.float32(0.0))
+                    outputs[group, HEADER + first + n, pair] = max(tile[pair, n], np.float32(0.0))
 
 
 @jit
@@ -340,12 +116,11 @@ def score_network(left_columns, right_columns, network, left, right, scores):
     `left_columns` and `right_columns` (n, padded columns) are float32; `network` is what
     `fastpair.kernels.network.NetworkTables` makes of a plan.
     """
-    weights, biases, widths, output, direct, orders, constants = network
+    weights, widths, output, direct, orders, constants = network
     columns = widths[0] // (2 if orders else 3)
     together = _GROUPS_TOGETHER * TILE_ROWS
-    inputs = np.zeros((_GROUPS_TOGETHER, widths[0], TILE_ROWS), np.float32)
-    widest = widths[1:].max()
-    hidden = np.empty((2, _GROUPS_TOGETHER, widest, TILE_ROWS), np.float32)
+    inputs = np.zeros((_GROUPS_TOGETHER, HEADER + widths[0], TILE_ROWS), np.float32)
+    hidden = np.zeros((2, _GROUPS_TOGETHER, HEADER + widths[1:].max(), TILE_ROWS), np.float32)
     sums = np.empty((_GROUPS_TOGETHER, 2, TILE_ROWS), np.float32)
     for start in range(0, len(scores), together):
         count = min(together, len(scores) - start)
@@ -355,22 +130,18 @@ def score_network(left_columns, right_columns, network, left, right, scores):
                 x, y = left_columns[left[start + n]], right_columns[right[start + n]]
                 if order == 1:
                     x, y = y, x
-                _network_inputs(x, y, columns, orders, inputs[n // TILE_ROWS], n % TILE_ROWS)
-            _network_layer(inputs, weights[0], biases[0], widths[1], groups, hidden[0])
+                own = inputs[n // TILE_ROWS, HEADER:]
+                _network_inputs(x, y, columns, orders, own, n % TILE_ROWS)
+            _network_layer(inputs, weights[0], widths[1], groups, hidden[0])
             for layer in range(1, len(weights)):
-                _network_layer(
-                    hidden[(layer - 1) % 2],
-                    weights[layer],
-                    biases[layer],
-                    widths[layer + 1],
-                    groups,
-                    hidden[layer % 2],
-                )
+                here, there = hidden[(layer - 1) % 2], hidden[layer % 2]
+                _network_layer(here, weights[layer], widths[layer + 1], groups, there)
             for group in range(groups):
                 own = sums[group, order]
                 own[:] = 0
-                _weighted_sum(hidden[(len(weights) - 1) % 2, group], output, len(output), own)
-                _weighted_sum(inputs[group], direct, len(direct), own)
+                last = hidden[(len(weights) - 1) % 2, group, HEADER:]
+                _weighted_sum(last, output, len(output), own)
+                _weighted_sum(inputs[group, HEADER:], direct, len(direct), own)
         for n in range(count):
             own = sums[n // TILE_ROWS, :, n % TILE_ROWS]
             raw = (own[0] + own[1]) * np.float32(0.5) if orders else own[0]
@@ -380,276 +151,363 @@ def score_network(left_columns, right_columns, network, left, right, scores):
 # --- all pairs: the walk -------------------------------------------------------------------------
 
 
-class Panels(NamedTuple):
+class Walk(NamedTuple):
     """Packed operands of a walk, by address, and what its tiles share.
 
-    A panel holds, for each of `columns` columns, TILE_ROWS left or TILE_COLUMNS right rows;
-    products, plus and minus are the numbers of the three kinds of column. first_left and
+    form is a number of `FORM_TAGS`; left_bytes and right_bytes are those of a panel; products,
+    plus and minus the steps of a tile; step is what a difference of bytes counts. first_left and
     first_right are the table rows of the first panels, left_count and right_count the rows that
     are real. distinct is False where left and right are one table: its diagonal is left out.
+    triangle is True where of one table, walked whole, only pairs of a row with a higher one are
+    wanted.
     """
 
+    form: Any
     left: int
-    left_bias: int
     right: int
-    right_bias: int
+    left_bytes: int
+    right_bytes: int
     left_panels: int
     right_panels: int
-    columns: int
     products: int
     plus: int
     minus: int
     constant: np.float32
+    step: np.float32
     first_left: int
     first_right: int
     left_count: int
     right_count: int
     distinct: bool
+    triangle: bool
 
 
-def make_panels(
-    left: tuple[np.ndarray, np.ndarray],
-    right: tuple[np.ndarray, np.ndarray],
-    counts: tuple[int, int, int],
-    constant: float,
+def make_walk(
+    left: Panels,
+    right: Panels,
+    plan: Plan,
+    step: np.float32,
     first: tuple[int, int],
-    real: tuple[int, int],
     distinct: bool,
-) -> Panels:
-    """Return the arguments of a walk; the arrays must live as long as they are used.
+    triangle: bool = False,
+) -> Walk:
+    """Return the arguments of a walk; the panels must live as long as they are used.
 
     Parameters
     ----------
-    left, right : columns (panels, K, width) and biases (panels, width), contiguous float32.
-    counts : numbers of product, added-maximum and subtracted-maximum columns; they sum to K.
-    constant : the c of the formula.
+    left, right : panels of one form.
+    step : that of the frame in which both were packed.
     first : table rows of the first left and the first right panel.
-    real : rows that are not padding, left and right.
     distinct : whether left and right are two tables.
+    triangle : whether only pairs (i, j) with i < j of one table are wanted; `first` is then (0, 0).
     """
-    for array in (*left, *right):
-        if not array.flags.c_contiguous or array.dtype != np.float32:
-            raise ValueError("panels must be contiguous float32")
-    return Panels(
-        left[0].ctypes.data,
-        left[1].ctypes.data,
-        right[0].ctypes.data,
-        right[1].ctypes.data,
-        len(left[0]),
-        len(right[0]),
-        left[0].shape[1],
-        *counts,
-        np.float32(constant),
+    if left.form != right.form or (left.side, right.side) != ("left", "right"):
+        raise ValueError(f"panels {left.form} {left.side} do not meet {right.form} {right.side}")
+    return Walk(
+        FORM_TAGS[left.form],
+        left.words.ctypes.data,
+        right.words.ctypes.data,
+        left.words.shape[1] * 4,
+        right.words.shape[1] * 4,
+        len(left.words),
+        len(right.words),
+        *word_counts(plan, left.form),
+        np.float32(plan.constant),
+        step / 2,
         *first,
-        *real,
+        len(left.size),
+        len(right.size),
         distinct,
+        triangle,
     )
 
 
-_BLOCK_BYTES = 512 * 1024
-"""Right panels that are walked together: half of a usual second-level cache."""
-
-_BLOCK_ROWS = 16
-"""Left panels that share a block of right panels."""
+_GROUP_BYTES, _GROUP_PANELS = 128 * 1024, 32
+"""Left panels that are walked together: they, and what is kept of their rows, stay in cache."""
 
 
 @jit_generator
-def _walk(panels, first, last):
-    """Yield (left panel, right panel) so that a block of right panels stays in cache.
+def _tiles(walk, task):
+    """Yield the (left panel, right panel) of a task: first and last left, then right, panel.
 
-    For one left panel, right panels come in increasing order.
+    A group of left panels stays in cache while right panels pass once. For one left panel right
+    panels come in increasing order, and the other way round.
     """
-    number = panels.right_panels
-    block = max(1, _BLOCK_BYTES // max(1, panels.columns * TILE_COLUMNS * 4))
-    for group in range(first, last, _BLOCK_ROWS):
-        for start in range(0, number, block):
-            for i in range(group, min(group + _BLOCK_ROWS, last)):
-                for j in range(start, min(start + block, number)):
-                    yield i, j
+    first, last, start, stop = task
+    group = max(1, min(_GROUP_PANELS, _GROUP_BYTES // walk.left_bytes))
+    for low in range(first, last, group):
+        for j in range(start, stop):
+            high = min(low + group, last)
+            if walk.triangle:
+                high = min(high, (j * TILE_COLUMNS + TILE_COLUMNS - 2) // TILE_ROWS + 1)
+            for i in range(low, high):
+                yield i, j
+
+
+@jit_generator
+def _strips(walk, task):
+    """Yield the panels of a task like `_tiles`, in strips along left panels: for dense results.
+
+    What is written then lies together; a block of right panels stays in cache.
+    """
+    first, last, start, stop = task
+    block = max(1, 4 * _GROUP_BYTES // walk.right_bytes)
+    for left in range(start, stop, block):
+        for i in range(first, last):
+            for j in range(left, min(left + block, stop)):
+                yield i, j
 
 
 @jit
-def _tile(panels, i, j, threshold, tile):
-    """Compute one tile into an address; return whether it reaches the threshold and was stored."""
-    best = register_tile(
-        panels.left + i * panels.columns * TILE_ROWS * 4,
-        panels.right + j * panels.columns * TILE_COLUMNS * 4,
-        panels.left_bias + i * TILE_ROWS * 4,
-        panels.right_bias + j * TILE_COLUMNS * 4,
-        panels.products,
-        panels.plus,
-        panels.minus,
-        panels.constant,
-        threshold,
+def _tile(walk, i, j, floors, others, tile, masks):
+    """Compute one tile; return whether it reaches a floor and was stored, see `register_tile`."""
+    return register_tile(
+        walk.form,
+        walk.left + i * walk.left_bytes,
+        walk.right + j * walk.right_bytes,
+        walk.products,
+        walk.plus,
+        walk.minus,
+        walk.constant,
+        walk.step,
+        floors,
+        others,
         tile,
+        masks,
     )
-    return best >= threshold
 
 
 @jit
-def _exact(table, row, column):
-    """Raw score by the pair kernel of two row numbers."""
-    here, there = table.left + row * table.row_bytes, table.right + column * table.row_bytes
-    return _raw(table, here, there)
-
-
-@jit
-def _lowest_floor(floor, low, high):
-    """The floor that a tile of these rows must reach to matter."""
-    least = floor[low]
-    for row in range(low + 1, high):
-        least = min(least, floor[row])
-    return least
-
-
-@jit
-def _row_hits(panels, row, j, tile, floor):
-    """Bits of a tile's columns that reach a row's floor, without padding and the diagonal."""
-    mask = row_mask(tile + (row % TILE_ROWS) * TILE_COLUMNS * 4, floor)
-    if not panels.distinct:
-        itself = panels.first_left + row - panels.first_right - j * TILE_COLUMNS
-        if 0 <= itself < TILE_COLUMNS:
-            mask &= ~(np.int64(1) << itself)
-    return mask
+def _wanted(walk, row, j):
+    """Bits of a tile's columns that count for a row: not itself, in a triangle only later ones."""
+    itself = walk.first_left + row - walk.first_right - j * TILE_COLUMNS
+    if walk.distinct or itself < 0 or (itself >= TILE_COLUMNS and not walk.triangle):
+        return np.int64(-1)
+    if walk.triangle:
+        return np.int64(-2) << itself
+    return ~(np.int64(1) << itself)
 
 
 # --- all pairs: top-k ----------------------------------------------------------------------------
 
 
-@jit
-def _comes_later(values, columns, a, b):
-    """Whether candidate a ranks behind b: a lower value, or the same and a higher column."""
-    return values[a] < values[b] or (values[a] == values[b] and columns[a] > columns[b])
+_MOST_COUNTED = 256
+"""Candidates whose places are found by counting, which is quadratic, but has no branch."""
 
 
 @jit
-def _sink(values, columns, root, count):
-    """Restore a heap, whose root ranks last, below one place."""
+def _key(value, column):
+    """One integer of a candidate, greater for a greater value, then for a lower column."""
+    bits = bits_of(value + np.float32(0.0))  # -0 becomes +0: they are ties
+    if bits < 0:
+        bits ^= 0x7FFFFFFF
+    return (np.int64(bits) << 32) | (np.int64(0xFFFFFFFF) - np.int64(column))
+
+
+@jit
+def _value_of(key):
+    bits = np.int32(key >> 32)
+    if bits < 0:
+        bits ^= 0x7FFFFFFF
+    return float_of(bits)
+
+
+@jit
+def _column_of(key):
+    return np.int64(0xFFFFFFFF) - (key & np.int64(0xFFFFFFFF))
+
+
+@jit
+def _raise(heap, count, value):
+    """Replace the least of the `count` numbers of a heap, its root, at an address, by a greater."""
+    root = 0
     while 2 * root + 1 < count:
         child = 2 * root + 1
-        if child + 1 < count and _comes_later(values, columns, child + 1, child):
+        least = load_float32(heap + 4 * child)
+        if child + 1 < count:
+            other = load_float32(heap + 4 * child + 4)
+            if other < least:
+                child, least = child + 1, other
+        if least >= value:
+            break
+        put(heap + 4 * root, least)
+        root = child
+    put(heap + 4 * root, value)
+
+
+@jit
+def _sink(keys, root, count):
+    """Restore a heap, whose root is the least, below one place."""
+    while 2 * root + 1 < count:
+        child = 2 * root + 1
+        if child + 1 < count and keys[child + 1] < keys[child]:
             child += 1
-        if not _comes_later(values, columns, child, root):
+        if keys[child] >= keys[root]:
             return
-        values[root], values[child] = values[child], values[root]
-        columns[root], columns[child] = columns[child], columns[root]
+        keys[root], keys[child] = keys[child], keys[root]
         root = child
 
 
 @jit
-def _rank(values, columns, count):
-    """Sort candidates in place by value, then by lower column (heapsort)."""
-    for root in range(count // 2 - 1, -1, -1):
-        _sink(values, columns, root, count)
-    for last in range(count - 1, 0, -1):
-        values[0], values[last] = values[last], values[0]
-        columns[0], columns[last] = columns[last], columns[0]
-        _sink(values, columns, 0, last)
+def _rank(keys, count):
+    """Sort keys in place, the greatest first. They differ, as columns do."""
+    if count > _MOST_COUNTED:  # heapsort
+        for root in range(count // 2 - 1, -1, -1):
+            _sink(keys, root, count)
+        for last in range(count - 1, 0, -1):
+            keys[0], keys[last] = keys[last], keys[0]
+            _sink(keys, 0, last)
+        return
+    before = keys[:count].copy()
+    for n in range(count):
+        place = 0
+        for other in before:  # whole vectors are compared at once
+            place += other > before[n]
+        keys[place] = before[n]
 
 
 @jit
-def _select(values, columns, count, k):
-    """Bring the k greatest values to the front, in any order (Hoare's selection)."""
-    low, high = 0, count - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                columns[i], columns[j] = columns[j], columns[i]
-                i, j = i + 1, j - 1
-        if k - 1 <= j:
-            high = j
-        elif k - 1 >= i:
-            low = i
-        else:
-            return
-
-
-@jit
-def _drop_hopeless(table, values, columns, count, k, slack):
-    """Drop candidates that cannot be among the best k; return how many stay and the new floor.
-
-    Each value is within `slack` of the pair kernel's. The k best values therefore prove that a
-    candidate more than twice the slack below the k-th is not among the k best pairs, unless its
-    score is the same and its column lower: that does not happen to candidates that are still to
-    come, whose columns are higher.
-    """
-    if count <= k:
-        return count, LOWEST
-    _select(values, columns, count, k)
-    floor = values[0]
-    for n in range(1, k):
-        floor = min(floor, values[n])
-    floor -= 2 * slack
-    level = _level(floor, table)
-    kept = k
-    for n in range(k, count):
-        if values[n] >= level:
-            values[kept], columns[kept] = values[n], columns[n]
+def _drop_below(keys, first, count, level):
+    """Drop keys from place `first` on whose value is below a level; return how many stay."""
+    least, kept = _key(level, np.int64(0xFFFFFFFF)), first
+    for n in range(first, count):
+        if keys[n] >= least:
+            keys[kept] = keys[n]
             kept += 1
-    return kept, floor
+    return kept
 
 
 @jit
-def _shrink(table, row, k, slack, values, columns):
-    """Make room among a row's candidates; return how many stay and the new floor.
+def _rescore(table, row, keys, first, count):
+    """Put the pair kernel's scores into keys of a row; return the least raw score among them."""
+    for n in range(first, count):
+        start = table.right + _column_of(keys[n]) * table.row_bytes
+        for line in range(0, table.row_bytes, 64):
+            prefetch(start + line)
+    least = np.float32(np.inf)
+    for n in range(first, count):
+        column = _column_of(keys[n])
+        raw = exact_raw(table, row, column)
+        least = min(least, raw)
+        keys[n] = _key(apply_link(raw, table), column)
+    return min(least, link_ceiling(table))
 
-    Where ties keep too many, the pair kernel decides and exactly k stay: the best by score, which
-    rounding or a link's end may make equal where raw scores are not.
+
+@jit
+def _settle(table, row, k, floor, keys, count):
+    """Bring a row's best k of `count` candidates to the front, scored; return how many there are.
+
+    Once the k candidates of the greatest upper bounds are scored, one whose bound is below the
+    least of them is not among the k best.
     """
-    count = len(values)
-    kept, floor = _drop_hopeless(table, values, columns, count, k, slack)
-    if kept <= count - (count - k) // 4:
-        return kept, floor
-    for n in range(kept):
-        values[n] = _link(_exact(table, row, columns[n]), table)
-    _rank(values, columns, kept)
-    for n in range(k):
-        values[n] = min(_exact(table, row, columns[n]), _ceiling(table))
-    return k, values[:k].min() - 2 * slack
+    count = _drop_below(keys, 0, count, tie_level(floor, table))
+    _rank(keys, count)
+    front = min(k, count)
+    least = _rescore(table, row, keys, 0, front)
+    count = _drop_below(keys, front, count, tie_level(least, table))
+    _rescore(table, row, keys, front, count)
+    _rank(keys, count)
+    return front
 
 
 @jit
-def scan_top_k(table, panels, first, last, k, slack, floor, filled, values, columns):
+def _make_room(table, first_row, row, k, floor, filled, heap, keys):
+    """Drop what is hopeless among a row's candidates, and raise its floor where that is too little.
+
+    k pairs reach the floor. So a candidate whose upper bound is below it is not among the k best,
+    unless its score is the same and its column lower: that does not happen to candidates that are
+    still to come, whose columns are higher. Where ties keep too many, the pair kernel decides and
+    exactly k stay: the best by score, which rounding or a link's end may make equal where raw
+    scores are not.
+    """
+    own, count = keys[row], keys.shape[1]
+    filled[row] = _drop_below(own, 0, count, tie_level(floor[row], table))
+    if filled[row] <= count - (count - k) // 4:
+        return
+    filled[row] = _settle(table, first_row + row, k, floor[row], own, filled[row])
+    least = np.float32(np.inf)
+    for n in range(k):
+        column = _column_of(own[n])
+        raw = min(exact_raw(table, first_row + row, column), link_ceiling(table))
+        own[n] = _key(raw, column)
+        least = min(least, raw)
+    if least > heap[row, 0]:
+        heap[row] = LOWEST
+        for n in range(k):
+            _raise(address(heap) + row * k * 4, k, _value_of(own[n]))
+    floor[row] = max(floor[row], heap[row, 0])
+
+
+class _Candidates(NamedTuple):
+    """Addresses of the arrays of `scan_top_k`: as arrays they would cost reference counts."""
+
+    floor: int
+    filled: int
+    heap: int
+    keys: int
+    k: int
+    capacity: int
+
+
+@jit
+def _offer(state, row, column, most, least):
+    """Add a column to a row's candidates if `most`, its upper bound, reaches the row's floor.
+
+    Return whether the row has no more room.
+    """
+    if most < load_float32(state.floor + 4 * row):
+        return False
+    place = get(state.filled + 8 * row, np.int64(0))
+    put(state.keys + 8 * (row * state.capacity + place), _key(most, column))
+    put(state.filled + 8 * row, place + 1)
+    heap = state.heap + 4 * row * state.k
+    if least > load_float32(heap):
+        _raise(heap, state.k, least)
+        put(state.floor + 4 * row, load_float32(heap))
+    return place + 1 == state.capacity
+
+
+@jit
+def scan_top_k(table, walk, task, k, left_bound, right_bound, floor, filled, heap, keys):
     """Add to each row's candidates every column that may be among its k best.
 
-    Left panels `first` to `last` are walked over all right panels. Candidates live in `values`
-    float32 and `columns` int64, both (rows, capacity) with capacity > k, `filled` (rows,) int64 of
-    them in use; `floor` (rows,) float32 is what a tile must reach to matter, `slack` (rows,) its
-    bound. All count rows from the first left panel and go on from call to call.
+    `task` is the first and last left, then right, panel to walk; in a triangle both rows of a pair
+    become each other's candidates. The panels' biases were raised by `left_bound` (left rows,) and
+    `right_bound` (right rows,) float32, whose sum bounds a pair's error: tiles tell upper bounds.
+
+    Candidates live in `keys` (rows, capacity) int64, capacity > k, `filled` (rows,) int64 of them
+    in use; `heap` (rows, k) float32 holds the k greatest lower bounds, `LOWEST` at first; `floor`,
+    float32 of as many rows as whole panels of either side hold, is what an upper bound must reach
+    to matter, `LOWEST` at first and infinite past the real rows. All count rows from the first
+    left panel and go on from call to call; tasks must bring a row's partners in rising order.
     """
-    memory = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
-    tile = address(memory)
-    capacity, ceiling = values.shape[1], _ceiling(table)
-    for i, j in _walk(panels, first, last):
-        low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
-        if not _tile(panels, i, j, _lowest_floor(floor, low, high), tile):
+    tile, masks = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32), np.empty(TILE_ROWS, np.int64)
+    nothing = np.full(TILE_COLUMNS, np.inf, np.float32)
+    arrays = address(floor), address(filled), address(heap), address(keys)
+    state = _Candidates(*arrays, k, keys.shape[1])
+    top, first = link_ceiling(table), walk.first_left
+    for i, j in _tiles(walk, task):
+        low = i * TILE_ROWS
+        # Numba frees an array after its last use, so addresses are taken where they are used.
+        others = state.floor + j * TILE_COLUMNS * 4 if walk.triangle else address(nothing)
+        if not _tile(walk, i, j, state.floor + low * 4, others, address(tile), address(masks)):
             continue
-        for row in range(low, high):
-            mask = _row_hits(panels, row, j, tile, floor[row])
+        for row in range(low, min(low + TILE_ROWS, walk.left_count)):
+            mask = masks[row - low] & _wanted(walk, row, j)
             while mask:
                 n = lowest_bit(mask)
                 mask &= mask - 1
-                value = min(memory[row - low, n], ceiling)
-                if value < floor[row]:  # it rose meanwhile
-                    continue
-                values[row, filled[row]] = value
-                columns[row, filled[row]] = panels.first_right + j * TILE_COLUMNS + n
-                filled[row] += 1
-                if filled[row] == capacity:
-                    filled[row], floor[row] = _shrink(
-                        table, panels.first_left + row, k, slack[row], values[row], columns[row]
-                    )
+                most, other = min(tile[row - low, n], top), j * TILE_COLUMNS + n
+                bound = left_bound[row] + right_bound[other]
+                least = max(most - bound - bound, LOWEST)
+                if _offer(state, row, walk.first_right + other, most, least):
+                    _make_room(table, first, row, k, floor, filled, heap, keys)
+                if walk.triangle and _offer(state, other, row, most, least):
+                    _make_room(table, first, other, k, floor, filled, heap, keys)
 
 
 @jit
-def finish_top_k(table, first_row, low, high, k, slack, filled, values, columns, scores, indices):
+def finish_top_k(table, first_row, low, high, k, floor, filled, keys, scores, indices):
     """Score the candidates of rows `low` to `high` by the pair kernel and write the best k.
 
     Rows count from the table's row `first_row`.
@@ -658,40 +516,40 @@ def finish_top_k(table, first_row, low, high, k, slack, filled, values, columns,
     index; rows with fewer columns than k end with NaN and -1.
     """
     for row in range(low, high):
-        value, column = values[row], columns[row]
-        count, _ = _drop_hopeless(table, value, column, filled[row], k, slack[row])
+        own = keys[row]
+        count = _settle(table, first_row + row, k, floor[row], own, filled[row])
         for n in range(count):
-            value[n] = _link(_exact(table, first_row + row, column[n]), table)
-        _rank(value, column, count)
-        count = min(count, k)
-        scores[row, :count], indices[row, :count] = value[:count], column[:count]
-        scores[row, count:], indices[row, count:] = np.nan, -1
+            scores[row, n], indices[row, n] = _value_of(own[n]), _column_of(own[n])
+        for n in range(count, scores.shape[1]):
+            scores[row, n], indices[row, n] = np.nan, -1
 
 
 # --- all pairs: threshold, dense, histogram ------------------------------------------------------
 
 
 @jit
-def scan_threshold(table, panels, first, last, minimum, floor, rows, columns, scores):
-    """Collect every pair whose score by the pair kernel is at least `minimum`.
+def scan_threshold(table, walk, task, minimum, floor, rows, columns, scores):
+    """Collect every pair of a task whose score by the pair kernel is at least `minimum`.
 
-    `floor` (rows,) float32 is what a tile must reach to matter. Hits go to `rows` int64 (counted
-    from the first left panel), `columns` int64 and `scores` float32; of one row in increasing
-    column. Return the number of hits, which may exceed the room: then nothing more was written.
+    `task` and the biases are as in `scan_top_k`; `floor` is the raw score that an upper bound must
+    reach to matter. Hits go to `rows` int64 (counted from the first left panel),
+    `columns` int64 and `scores` float32, of one row in rising column, of one column in rising row.
+    Return the number of hits, which may exceed the room: then nothing more was written.
     """
-    memory = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
-    tile = address(memory)
+    tile, masks = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32), np.empty(TILE_ROWS, np.int64)
+    floors = np.full(TILE_ROWS, floor, np.float32)
+    nothing = np.full(TILE_COLUMNS, np.inf, np.float32)
     found = 0
-    for i, j in _walk(panels, first, last):
-        low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
-        if not _tile(panels, i, j, _lowest_floor(floor, low, high), tile):
+    for i, j in _tiles(walk, task):
+        low = i * TILE_ROWS
+        if not _tile(walk, i, j, address(floors), address(nothing), address(tile), address(masks)):
             continue
-        for row in range(low, high):
-            mask = _row_hits(panels, row, j, tile, floor[row])
+        for row in range(low, min(low + TILE_ROWS, walk.left_count)):
+            mask = masks[row - low] & _wanted(walk, row, j)
             while mask:
-                column = panels.first_right + j * TILE_COLUMNS + lowest_bit(mask)
+                column = walk.first_right + j * TILE_COLUMNS + lowest_bit(mask)
                 mask &= mask - 1
-                score = _link(_exact(table, panels.first_left + row, column), table)
+                score = apply_link(exact_raw(table, walk.first_left + row, column), table)
                 if score < minimum:
                     continue
                 if found < len(rows):
@@ -717,75 +575,92 @@ def group_by_row(rows, counts, columns, scores, sorted_columns, sorted_scores):
 
 
 @jit
-def scan_dense(table, panels, first, last, slack, scores):
+def scan_dense(table, walk, task, slack, others, scores):
     """Fill `scores` (rows, columns) float32 with the tiles' scores, both from the first panels.
 
     Where a root would make much of a tile's error, the pair kernel decides: raw scores within 64
-    times the row's `slack` (rows,) float32 of 0.
+    times the row's `slack` (rows,) or the column's, `others` (columns,), float32, of 0.
     """
-    tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
-    for i, j in _walk(panels, first, last):
-        _tile(panels, i, j, -np.float32(np.inf), address(tile))
-        low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
-        start = j * TILE_COLUMNS
-        width = min(TILE_COLUMNS, panels.right_count - start)
-        for row in range(low, high):
-            near = -64 * slack[row] if table.link == 1 else np.float32(np.inf)
+    tile, masks = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32), np.empty(TILE_ROWS, np.int64)
+    floors, nothing = _no_floors()
+    for i, j in _strips(walk, task):
+        _tile(walk, i, j, address(floors), address(nothing), address(tile), address(masks))
+        low, start = i * TILE_ROWS, j * TILE_COLUMNS
+        width = min(TILE_COLUMNS, walk.right_count - start)
+        for row in range(low, min(low + TILE_ROWS, walk.left_count)):
+            if table.link == 0:  # the usual case, without a branch: whole vectors
+                found, wanted = tile[row - low], scores[row, start : start + width]
+                for n in range(width):
+                    wanted[n] = table.constants[2] + table.constants[1] * found[n]
+                continue
+            rooted = table.link == 1 or table.link == 3
             for n in range(width):
                 raw = tile[row - low, n]
-                if raw > near:
-                    raw = _exact(table, panels.first_left + row, panels.first_right + start + n)
-                scores[row, start + n] = _link(raw, table)
+                if rooted and raw > -64 * max(slack[row], others[start + n]):
+                    raw = exact_raw(table, walk.first_left + row, walk.first_right + start + n)
+                scores[row, start + n] = apply_link(raw, table)
 
 
 @jit
-def scan_range(panels, first, last):
-    """Return the least and the greatest raw score of the tiles, the diagonal left out."""
-    tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
+def scan_range(walk, task):
+    """Return the least and the greatest raw score of the tiles of a task, the diagonal left out."""
+    tile, masks = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32), np.empty(TILE_ROWS, np.int64)
+    floors, nothing = _no_floors()
     least, greatest = np.float32(np.inf), -np.float32(np.inf)
-    for i, j in _walk(panels, first, last):
-        _tile(panels, i, j, -np.float32(np.inf), address(tile))
-        low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
-        start = j * TILE_COLUMNS
-        width = min(TILE_COLUMNS, panels.right_count - start)
-        for row in range(low, high):
-            itself = -1 if panels.distinct else panels.first_left + row
+    for i, j in _tiles(walk, task):
+        _tile(walk, i, j, address(floors), address(nothing), address(tile), address(masks))
+        low, width = i * TILE_ROWS, min(TILE_COLUMNS, walk.right_count - j * TILE_COLUMNS)
+        for row in range(low, min(low + TILE_ROWS, walk.left_count)):
+            wanted, found = _wanted(walk, row, j), tile[row - low]
+            if wanted == -1:  # the usual case, without a branch: whole vectors
+                for n in range(width):
+                    least, greatest = min(least, found[n]), max(greatest, found[n])
+                continue
             for n in range(width):
-                if panels.first_right + start + n != itself:
-                    least = min(least, tile[row - low, n])
-                    greatest = max(greatest, tile[row - low, n])
+                if (wanted >> n) & 1:
+                    least, greatest = min(least, found[n]), max(greatest, found[n])
     return least, greatest
 
 
 @jit
-def scan_histogram(table, panels, first, last, edges, slack, counts):
-    """Count scores into bins [edges[b], edges[b + 1]), the last one closed, exactly.
+def scan_histogram(table, walk, task, edges, slack, grid, cells, counts):
+    """Count the scores of a task into bins [edges[b], edges[b + 1]), the last one closed, exactly.
 
-    `edges` (bins + 1,) float32 are equally spaced scores; `counts` (bins,) int64 grows. A tile's
-    score that lies within the row's `slack`, in units of the score, of an edge is decided by the
-    pair kernel. Scores outside the edges go to the first and the last bin.
+    `edges` (bins + 1,) float32 are equally spaced scores; `counts` (bins,) int64 grows. Raw scores
+    are looked up in `cells`, int32 bins of equal steps of the raw score, -1 where a step with the
+    tile's error reaches over an edge; `grid` is the start of the first and how many there are to
+    one. Such a score is decided by the pair kernel, if within the row's `slack`, in units of the
+    raw score, there is an edge. Scores outside the edges go to the first and the last bin.
     """
-    tile = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32)
-    bins = len(counts)
-    for i, j in _walk(panels, first, last):
-        _tile(panels, i, j, -np.float32(np.inf), address(tile))
-        low, high = i * TILE_ROWS, min((i + 1) * TILE_ROWS, panels.left_count)
-        start = j * TILE_COLUMNS
-        width = min(TILE_COLUMNS, panels.right_count - start)
-        for row in range(low, high):
-            itself = -1 if panels.distinct else panels.first_left + row
+    tile, masks = np.empty((TILE_ROWS, TILE_COLUMNS), np.float32), np.empty(TILE_ROWS, np.int64)
+    floors, nothing = _no_floors()
+    start, steps = grid
+    last = np.float32(len(cells) - 1)
+    for i, j in _tiles(walk, task):
+        _tile(walk, i, j, address(floors), address(nothing), address(tile), address(masks))
+        low, width = i * TILE_ROWS, min(TILE_COLUMNS, walk.right_count - j * TILE_COLUMNS)
+        for row in range(low, min(low + TILE_ROWS, walk.left_count)):
+            wanted = _wanted(walk, row, j)
             for n in range(width):
-                column = panels.first_right + start + n
-                if column == itself:
+                raw = tile[row - low, n]
+                cell = min(max((raw - start) * steps, np.float32(0)), last)
+                place = cells[np.int32(cell)]
+                if not (wanted >> n) & 1:
                     continue
-                value = _link(tile[row - low, n], table)
-                least = _link(tile[row - low, n] - slack[row], table)
-                most = _link(tile[row - low, n] + slack[row], table)
-                place = _bin_of(value, edges, bins)
-                if place != _bin_of(least, edges, bins) or place != _bin_of(most, edges, bins):
-                    exact = _link(_exact(table, panels.first_left + row, column), table)
-                    place = _bin_of(exact, edges, bins)
+                if place < 0:
+                    column = walk.first_right + j * TILE_COLUMNS + n
+                    here = walk.first_left + row
+                    place = _exact_bin(table, here, column, raw, slack[row], edges, len(counts))
                 counts[place] += 1
+
+
+@jit
+def _exact_bin(table, row, column, raw, slack, edges, bins):
+    """The bin of a pair whose raw score is within the slack of a given one."""
+    place = _bin_of(apply_link(raw - slack, table), edges, bins)
+    if place == _bin_of(apply_link(raw + slack, table), edges, bins):
+        return place
+    return _bin_of(apply_link(exact_raw(table, row, column), table), edges, bins)
 
 
 @jit
@@ -802,7 +677,7 @@ def _bin_of(score, edges, bins):
 @jit
 def _link_all(raw, table, scores):
     for n in range(len(raw)):
-        scores[n] = _link(raw[n], table)
+        scores[n] = apply_link(raw[n], table)
 
 
 def link_scores(raw: np.ndarray, table: Table) -> np.ndarray:

@@ -65,12 +65,10 @@ class NetworkTables:
             np.ascontiguousarray(rows).view(plan.layout.dtype)[:, 0]["product"]
             for rows in (left_rows, right_rows)
         ]
-        layers = [cpu.pack_layer(matrix, bias) for matrix, bias in network.layers]
         inputs = network.layers[0][0].shape[1]
         direct = np.zeros(inputs) if network.direct is None else network.direct
         self._network = (
-            tuple(weights for weights, _ in layers),
-            tuple(biases for _, biases in layers),
+            tuple(cpu.pack_layer(matrix, bias) for matrix, bias in network.layers),
             np.array([inputs, *(len(bias) for _, bias in network.layers)], np.int64),
             network.output.astype(np.float32),
             direct.astype(np.float32),

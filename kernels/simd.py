@@ -1,4 +1,4 @@
-"""Sixteen-lane vectors for Numba: loads, arithmetic, prefetch, the register tile; the cache.
+"""Sixteen-lane vectors for Numba: loads, arithmetic, prefetch; the cache of compiled kernels.
 
 Numba has no vector type of its own. `Vector` is one whose values are LLVM vectors, so that loops
 over whole vectors are written in plain Python and LLVM maps them to AVX-512, AVX2 or NEON
@@ -36,19 +36,6 @@ def cpu_features() -> str:
     if config.CPU_FEATURES is not None:
         return str(config.CPU_FEATURES)
     return str(llvm.get_host_cpu_features().flatten())
-
-
-def _register_tile() -> tuple[int, int, int]:
-    """Rows, vectors and lanes of the register tile that fills this CPU's vector registers."""
-    if "+avx512f" in cpu_features():
-        return 8, 3, 16  # 24 sums, 3 columns and 1 broadcast of 32 registers
-    if "aarch64" in llvm.get_default_triple():
-        return 8, 3, 4
-    return 6, 2, 8  # 12 sums, 2 columns and 1 broadcast of 16 registers
-
-
-TILE_ROWS, _TILE_VECTORS, _TILE_LANES = _register_tile()
-TILE_COLUMNS = _TILE_VECTORS * _TILE_LANES
 
 
 # --- compiled code that is kept between processes ------------------------------------------------
@@ -106,6 +93,16 @@ def jit_generator(function: Callable[..., Any]) -> Any:
     still compile, so it has no cache of its own.
     """
     return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@jit
+def _nothing():
+    return 0
+
+
+def prepare() -> None:
+    """Let Numba load what it knows of Python and NumPy, which it puts off until the first call."""
+    _nothing()
 
 
 # --- the vector types ----------------------------------------------------------------------------
@@ -255,7 +252,7 @@ def _binary(
 ) -> Any:
     def operation(typingctx, x, y):
         def codegen(context, builder, signature, args):
-            return (on_integers if x == int32x16 else on_floats)(builder, *args)
+            return (on_floats if x == float32x16 else on_integers)(builder, *args)
 
         return x(x, y), codegen
 
@@ -295,170 +292,172 @@ def total(typingctx, x):
     return result(x), codegen
 
 
-# --- the register tile ---------------------------------------------------------------------------
-
-_TILE_VECTOR = ir.VectorType(_FLOAT32, _TILE_LANES)
+# --- what the pair kernel needs besides ----------------------------------------------------------
 
 
-class _TileEmitter:
-    """Emits the loops of one register tile; its sums live in registers throughout."""
-
-    def __init__(self, builder: ir.IRBuilder, left: ir.Value, right: ir.Value) -> None:
-        self.builder = builder
-        self.left, self.right = left, right
-        self.sums: list[ir.Value] = []
-
-    def vector(self, where: ir.Value, number: int) -> ir.Value:
-        place = self.builder.gep(where, [ir.Constant(_INT64, number * _TILE_LANES)])
-        return self.builder.load(self.builder.bitcast(place, _TILE_VECTOR.as_pointer()), align=4)
-
-    def broadcast(self, value: ir.Value) -> ir.Value:
-        undefined = ir.Constant(_TILE_VECTOR, ir.Undefined)
-        first = self.builder.insert_element(undefined, value, ir.Constant(_INT32, 0))
-        order = ir.Constant(ir.VectorType(_INT32, _TILE_LANES), [0] * _TILE_LANES)
-        return self.builder.shuffle_vector(first, undefined, order)
-
-    def scalar(self, where: ir.Value, number: int) -> ir.Value:
-        return self.builder.load(self.builder.gep(where, [ir.Constant(_INT64, number)]), align=4)
-
-    def start(self, left_bias: ir.Value, right_bias: ir.Value, constant: ir.Value) -> None:
-        """Every sum starts at (b_i + b_j) + c."""
-        builder = self.builder
-        columns = [self.vector(right_bias, v) for v in range(_TILE_VECTORS)]
-        shift = self.broadcast(constant)
-        for row in range(TILE_ROWS):
-            bias = self.broadcast(self.scalar(left_bias, row))
-            self.sums += [builder.fadd(builder.fadd(bias, c), shift) for c in columns]
-
-    def loop(self, count: ir.Value, term: Callable[..., ir.Value]) -> None:
-        """Run over `count` columns of both panels, adding ``term(sum, left, right)``."""
-        builder = self.builder
-        before = builder.block
-        body, after = builder.append_basic_block("columns"), builder.append_basic_block("done")
-        builder.cbranch(builder.icmp_signed(">", count, ir.Constant(_INT64, 0)), body, after)
-        builder.position_at_end(body)
-        starts = [ir.Constant(_INT64, 0), self.left, self.right, *self.sums]
-        state = [builder.phi(value.type) for value in starts]
-        for phi, value in zip(state, starts, strict=True):
-            phi.add_incoming(value, before)
-        index, left, right, *sums = state
-        columns = [self.vector(right, v) for v in range(_TILE_VECTORS)]
-        grown = []
-        for row in range(TILE_ROWS):
-            value = self.broadcast(self.scalar(left, row))
-            for v, column in enumerate(columns):
-                grown.append(term(builder, sums[row * _TILE_VECTORS + v], value, column))
-        following = [
-            builder.add(index, ir.Constant(_INT64, 1)),
-            builder.gep(left, [ir.Constant(_INT64, TILE_ROWS)]),
-            builder.gep(right, [ir.Constant(_INT64, TILE_COLUMNS)]),
-            *grown,
-        ]
-        for phi, value in zip(state, following, strict=True):
-            phi.add_incoming(value, builder.block)
-        builder.cbranch(builder.icmp_signed("<", following[0], count), body, after)
-        builder.position_at_end(after)
-        ends = []
-        for value, grown_value in zip(starts[1:], following[1:], strict=True):
-            phi = builder.phi(value.type)
-            phi.add_incoming(value, before)
-            phi.add_incoming(grown_value, body)
-            ends.append(phi)
-        self.left, self.right, *self.sums = ends
-
-    def greatest(self) -> ir.Value:
-        """The greatest number of the tile, found in registers."""
-        builder, best = self.builder, self.sums[0]
-        for value in self.sums[1:]:
-            best = _greater(builder, value, best)
-        width = _TILE_LANES // 2
-        mask = ir.VectorType(_INT32, _TILE_LANES)
-        while width:
-            order = ir.Constant(mask, [(q + width) % _TILE_LANES for q in range(_TILE_LANES)])
-            other = builder.shuffle_vector(best, ir.Constant(_TILE_VECTOR, ir.Undefined), order)
-            best = _greater(builder, best, other)
-            width //= 2
-        return builder.extract_element(best, ir.Constant(_INT32, 0))
-
-    def store(self, tile: ir.Value) -> None:
-        for number, value in enumerate(self.sums):
-            place = self.builder.gep(tile, [ir.Constant(_INT64, number * _TILE_LANES)])
-            self.builder.store(
-                value, self.builder.bitcast(place, _TILE_VECTOR.as_pointer()), align=4
-            )
+def jit_inline(function: Callable[..., Any]) -> Any:
+    """Compile into each caller, with its cache: a call would cost as much as a short pair."""
+    return numba.njit(nogil=True, error_model="numpy", forceinline=True)(function)
 
 
-def _product_term(builder: ir.IRBuilder, running: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-    return builder.call(_fma(builder, _TILE_VECTOR), [x, y, running])
+class _Int16Vector(Vector):
+    """Two int16 for each of the sixteen lanes."""
+
+    def __init__(self) -> None:
+        super().__init__("2xint16", _INT16)
+        self.llvm = ir.VectorType(_INT16, 2 * LANES)
 
 
-def _plus_maximum(builder: ir.IRBuilder, running: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-    return builder.fadd(running, _greater(builder, x, y))
+int16x32 = _Int16Vector()
+register_model(_Int16Vector)(_VectorModel)
 
 
-def _minus_maximum(builder: ir.IRBuilder, running: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-    return builder.fsub(running, _greater(builder, x, y))
+def _load_bytes(builder: ir.IRBuilder, where: ir.Value, columns: int) -> ir.Value:
+    raw = ir.VectorType(_BIT8, columns)
+    value = builder.load(builder.inttoptr(where, raw.as_pointer()), align=1)
+    return builder.sext(value, ir.VectorType(_INT16, columns))
 
 
 @intrinsic
-def register_tile(
-    typingctx,
-    left,
-    right,
-    left_bias,
-    right_bias,
-    products,
-    plus,
-    minus,
-    constant,
-    threshold,
-    tile,
-):
-    """Raw scores of TILE_ROWS x TILE_COLUMNS pairs; return the greatest.
+def load_bytes(typingctx, where):
+    """Thirty-two int8 columns at an address, as int16."""
 
-    `left` and `right` are addresses of packed panels: for each column TILE_ROWS (or TILE_COLUMNS)
-    float32 numbers; first `products` columns that are multiplied, then `plus` whose maxima are
-    added and `minus` whose maxima are subtracted. The biases are addresses of as many float32.
-    The tile, row by row, is stored at the address `tile` only if its greatest number is at least
-    `threshold`. Every number is one chain over the columns in order: it does not depend on the
-    size of the tile.
+    def codegen(context, builder, signature, args):
+        return _load_bytes(builder, args[0], 2 * LANES)
+
+    return int16x32(where), codegen
+
+
+@intrinsic
+def load_last_bytes(typingctx, where):
+    """Sixteen int8 columns at an address, as int16, and sixteen zeros."""
+
+    def codegen(context, builder, signature, args):
+        value = _load_bytes(builder, args[0], LANES)
+        order = ir.Constant(ir.VectorType(_INT32, 2 * LANES), list(range(2 * LANES)))
+        return builder.shuffle_vector(value, _constant(value.type, 0), order)
+
+    return int16x32(where), codegen
+
+
+@intrinsic
+def ones(typingctx):
+    """Thirty-two int16 ones."""
+
+    def codegen(context, builder, signature, args):
+        return _constant(int16x32.llvm, 1)
+
+    return int16x32(), codegen
+
+
+@intrinsic
+def add_products(typingctx, x, y, lanes):
+    """Lanes of int32 plus the products of int16, two a lane: one instruction where a CPU has it.
+
+    LLVM knows this pattern: it becomes vpdpwssd, vpmaddwd or their like, without a word of ours.
     """
 
     def codegen(context, builder, signature, args):
-        pointer = _FLOAT32.as_pointer()
-        numbers = [builder.inttoptr(args[n], pointer) for n in (0, 1, 2, 3, 9)]
-        emitter = _TileEmitter(builder, numbers[0], numbers[1])
-        emitter.start(numbers[2], numbers[3], args[7])
-        emitter.loop(args[4], _product_term)
-        emitter.loop(args[5], _plus_maximum)
-        emitter.loop(args[6], _minus_maximum)
-        best = emitter.greatest()
-        with builder.if_then(builder.fcmp_ordered(">=", best, args[8])):
-            emitter.store(numbers[4])
-        return best
+        wide = ir.VectorType(_INT32, 2 * LANES)
+        product = builder.mul(builder.sext(args[0], wide), builder.sext(args[1], wide), ("nsw",))
+        undefined = ir.Constant(wide, ir.Undefined)
+        mask = ir.VectorType(_INT32, LANES)
+        halves = [
+            builder.shuffle_vector(
+                product, undefined, ir.Constant(mask, list(range(start, 2 * LANES, 2)))
+            )
+            for start in (0, 1)
+        ]
+        return builder.add(builder.add(*halves), args[2])
 
-    integers = (types.int64,) * 7
-    signature = types.float32(*integers, types.float32, types.float32, types.int64)
-    return signature, codegen
+    return int32x16(x, y, lanes), codegen
 
 
 @intrinsic
-def row_mask(typingctx, row, threshold):
-    """Bits of the TILE_COLUMNS numbers of a tile's row, at an address, that reach a threshold."""
+def prefetch_far(typingctx, where):
+    """Ask for the cache line at an address, into the second level of cache.
+
+    It can wait for more lines at a time than the first level: random rows come twice as fast.
+    """
 
     def codegen(context, builder, signature, args):
-        emitter = _TileEmitter(builder, args[0], args[0])
-        start = builder.inttoptr(args[0], _FLOAT32.as_pointer())
-        limit = emitter.broadcast(args[1])
-        mask: ir.Value = ir.Constant(_INT64, 0)
-        for number in range(_TILE_VECTORS):
-            reached = builder.fcmp_ordered(">=", emitter.vector(start, number), limit)
-            bits = builder.zext(builder.bitcast(reached, ir.IntType(_TILE_LANES)), _INT64)
-            place = ir.Constant(_INT64, number * _TILE_LANES)
-            mask = builder.or_(mask, builder.shl(bits, place))
-        return mask
+        pointer = _BIT8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        flags = [ir.Constant(_INT32, flag) for flag in (0, 2, 1)]  # read, second level, data
+        builder.call(function, [builder.inttoptr(args[0], pointer), *flags])
+        return context.get_dummy_value()
 
-    return types.int64(row, threshold), codegen
+    return types.none(where), codegen
+
+
+@intrinsic
+def load_integer(typingctx, where, kind):
+    """The integer at an address, as int64; `kind` is a number of its type, int32 or int64."""
+
+    def codegen(context, builder, signature, args):
+        stored = ir.IntType(kind.bitwidth)
+        value = builder.load(builder.inttoptr(args[0], stored.as_pointer()), align=1)
+        return builder.sext(value, _INT64) if kind.bitwidth < 64 else value
+
+    return types.int64(where, kind), codegen
+
+
+@intrinsic
+def store_float32(typingctx, where, value):
+    """Write one float32 to an address."""
+
+    def codegen(context, builder, signature, args):
+        builder.store(args[1], builder.inttoptr(args[0], _FLOAT32.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.none(where, types.float32), codegen
+
+
+# --- numbers at addresses, bits ------------------------------------------------------------------
+
+
+@intrinsic
+def get(typingctx, where, like):
+    """A number at an address, of the type of another."""
+
+    def codegen(context, builder, signature, args):
+        kind = context.get_value_type(like)
+        return builder.load(builder.inttoptr(args[0], kind.as_pointer()), align=4)
+
+    return like(where, like), codegen
+
+
+@intrinsic
+def put(typingctx, where, value):
+    """Store a number at an address."""
+
+    def codegen(context, builder, signature, args):
+        kind = context.get_value_type(value)
+        builder.store(args[1], builder.inttoptr(args[0], kind.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.none(where, value), codegen
+
+
+@intrinsic
+def bits_of(typingctx, value):
+    """The bits of a float32, as an int32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], _INT32)
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def float_of(typingctx, bits):
+    """The float32 of some bits, an int32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], _FLOAT32)
+
+    return types.float32(types.int32), codegen
 
 
 @intrinsic

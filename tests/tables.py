@@ -14,6 +14,11 @@ def some_layout(precision="float32", bias=True):
     return RowLayout(((50, 14), (3, 20), (5, 18), (17, 2), (9, 33)), bias, precision)
 
 
+def products_only(plus, minus=0, precision="float32", bias=True):
+    """A layout of nothing but products, which a shorter loop scores."""
+    return RowLayout(((plus, minus),) + ((0, 0),) * 4, bias, precision)
+
+
 def random_plan(rng, layout, link="identity"):
     scales = tuple(float(np.float32(s)) for s in rng.uniform(0.005, 0.02, len(SEGMENTS)))
     constant = float(np.float32(rng.normal()))

@@ -11,10 +11,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tables import entities, layouts, random_plan, random_table, run_places, some_layout
+from tables import (
+    entities,
+    layouts,
+    products_only,
+    random_plan,
+    random_table,
+    run_places,
+    some_layout,
+)
 
+from fastpair.errors import DataError
 from fastpair.folding import common_scales
-from fastpair.kernels import LINKS, PRECISIONS, SEGMENTS, Plan, RowLayout, cpu, reference
+from fastpair.kernels import LINKS, PRECISIONS, SEGMENTS, Plan, RowLayout, cpu, pairs, reference
 from fastpair.scoring import PairScorer, meet
 
 seeds = st.integers(0, 2**32 - 1)
@@ -144,9 +153,10 @@ def contract_sum(segments, runs, left, right):
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
-def test_the_bits_are_those_of_the_contract(precision):
+@pytest.mark.parametrize("layout", [some_layout, lambda p: products_only(300, 37, p)])
+def test_the_bits_are_those_of_the_contract(layout, precision):
     rng = np.random.default_rng(7)
-    plan = random_plan(rng, some_layout(precision))
+    plan = random_plan(rng, layout(precision))
     rows = random_table(rng, 4, plan)
     unpacked = reference.unpack_rows(rows, plan)
     exact = [
@@ -162,9 +172,10 @@ def test_the_bits_are_those_of_the_contract(precision):
         assert float(rounded(start + total)) == float(score)
 
 
-def test_the_bits_of_int8_are_those_of_the_contract():
+@pytest.mark.parametrize("layout", [some_layout, lambda p: products_only(300, 37, p)])
+def test_the_bits_of_int8_are_those_of_the_contract(layout):
     rng = np.random.default_rng(8)
-    plan = random_plan(rng, some_layout("int8"))
+    plan = random_plan(rng, layout("int8"))
     rows = random_table(rng, 4, plan)
     records = rows.view(plan.layout.dtype)[:, 0]
     left, right = all_pairs(4)
@@ -187,23 +198,127 @@ def test_the_bits_of_int8_are_those_of_the_contract():
         assert start + value == score
 
 
+# --- the paths of the pair kernel ---
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    plus=st.integers(1, 330),
+    minus=st.integers(0, 150),
+    bias=st.booleans(),
+    precision=st.sampled_from(sorted(PRECISIONS)),
+    link=st.sampled_from(LINKS),
+    seed=seeds,
+)
+def test_rows_of_products_have_the_bits_of_the_general_loops(
+    plus, minus, bias, precision, link, seed
+):
+    rng = np.random.default_rng(seed)
+    plan = random_plan(rng, products_only(plus, minus, precision, bias), link)
+    rows = random_table(rng, 8, plan)
+    left, right = all_pairs(8)
+    table = cpu.table_arguments(rows, rows, plan)
+    raw = np.array(
+        [pairs.exact_raw(table, i, j) for i, j in zip(left, right, strict=True)], np.float32
+    )
+    scores = scores_of(rows, plan, left, right)
+    assert cpu.link_scores(raw, table).tobytes() == scores.tobytes()
+    assert scores_of(rows, plan, right, left).tobytes() == scores.tobytes()
+    expected = reference.score_pairs(rows, rows, left, right, plan)
+    if link == "identity":
+        size = reference.magnitudes(rows, rows, left, right, plan)
+        assert (np.abs(scores - expected) <= 1e-5 * size).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("columns", [64, 128, 304])
+def test_biases_and_scales_that_lie_apart_change_nothing(precision, columns):
+    rng = np.random.default_rng(columns)
+    plan = random_plan(rng, products_only(columns, 0, precision))
+    rows = random_table(rng, 30, plan)
+    left, right = all_pairs(30)
+    apart = cpu.separate_fields(rows, plan)
+    end = columns * plan.layout.itemsize
+    assert (apart is None) == (end % 64 != 0)
+    if apart is None:
+        return
+    assert apart.tobytes() == rows[:, end : end + 4 * apart.shape[1]].tobytes()
+    scores = np.empty(len(left), np.float32)
+    table = cpu.table_arguments(rows, rows, plan, (apart, apart))
+    assert cpu.score_pairs(table, left, right, scores) == -1
+    assert scores.tobytes() == scores_of(rows, plan, left, right).tobytes()
+    assert scores.tobytes() == PairScorer(rows, plan)(left, right).tobytes()
+
+
+def test_int8_sums_are_exact_to_the_last_number():
+    columns = 16_384
+    plan = Plan(products_only(columns, 0, "int8", bias=False))
+    rows = random_table(np.random.default_rng(0), 3, plan)
+    records = rows.view(plan.layout.dtype)[:, 0]
+    records["scale"] = 1
+    for row, value in enumerate((-128, 127, -127)):
+        records["product"][row] = value
+    left, right = all_pairs(3)
+    values = np.array([-128.0, 127.0, -127.0])
+    assert (scores_of(rows, plan, left, right) == columns * values[left] * values[right]).all()
+
+
+@pytest.mark.parametrize("kind", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">i4", ">i8"])
+def test_row_numbers_of_every_kind_score_alike(kind):
+    rng = np.random.default_rng(1)
+    plan = random_plan(rng, some_layout())
+    rows = random_table(rng, 100, plan)
+    left, right = rng.integers(0, 100, (2, 777))
+    whole = scores_of(rows, plan, left, right)
+    pair_list = np.stack([left, right], axis=1).astype(kind)
+    pair_list.flags.writeable = False
+    assert scores_of(rows, plan, *pair_list.T).tobytes() == whole.tobytes()
+    assert scores_of(rows, plan, pair_list[:, 0], right).tobytes() == whole.tobytes()
+    assert PairScorer(rows, plan)(*pair_list.T).tobytes() == whole.tobytes()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    count=st.integers(1, 40),
+    place=st.integers(0, 39),
+    bad=st.sampled_from([-1, 20, 2**31, -(2**31), 2**32, 2**63 - 1, 2**63]),
+    swap=st.booleans(),
+)
+def test_the_kernel_stops_at_a_row_out_of_range(count, place, bad, swap):
+    plan = Plan(some_layout())
+    rows = random_table(np.random.default_rng(0), 20, plan)
+    place = min(place, count - 1)
+    good = np.arange(count) % 20
+    numbers = good.astype(np.uint64 if bad == 2**63 else np.int64)
+    numbers[place] = bad
+    left, right = (good, numbers) if swap else (numbers, good)
+    scores = np.empty(count, np.float32)
+    assert cpu.score_pairs(cpu.table_arguments(rows, rows, plan), left, right, scores) == place
+    with pytest.raises(DataError, match=f"pair {place} has the .* row number {bad}, expected"):
+        PairScorer(rows, plan)(left, right)
+
+
 _BITS_SCRIPT = """
 import hashlib, json
 import numpy as np
-from fastpair.kernels import PRECISIONS, simd
+from fastpair.kernels import PRECISIONS, tile
 from fastpair.matrix import AllPairs
 from fastpair.scoring import PairScorer
-from tables import random_plan, random_table, some_layout
+from tables import products_only, random_plan, random_table, some_layout
 digests = {}
 for precision in PRECISIONS:
     rng = np.random.default_rng(5)
+    left, right = rng.integers(0, 60, 500), rng.integers(0, 60, 500)
+    for layout in (some_layout(precision), products_only(211, 99, precision)):
+        plan = random_plan(rng, layout)
+        rows = random_table(rng, 60, plan)
+        scores = PairScorer(rows, plan)(left, right)
+        digests[str(layout)] = hashlib.sha256(scores.tobytes()).hexdigest()
     plan = random_plan(rng, some_layout(precision))
     rows = random_table(rng, 60, plan)
-    left, right = rng.integers(0, 60, 500), rng.integers(0, 60, 500)
-    digests[precision] = hashlib.sha256(PairScorer(rows, plan)(left, right).tobytes()).hexdigest()
     (_, dense), = AllPairs(rows, None, plan).dense()
     digests[precision + " tiles"] = hashlib.sha256(dense.tobytes()).hexdigest()
-print(json.dumps({"tile": simd.TILE_COLUMNS, "digests": digests}))
+print(json.dumps({"tile": tile.TILE_COLUMNS, "digests": digests}))
 """
 
 

@@ -8,7 +8,7 @@ from test_heads import random_weights
 
 from fastpair.errors import ArgumentError, DataError
 from fastpair.heads import HEADS, find_head
-from fastpair.learner import RawScore, batch_gradients
+from fastpair.learner import Entities, RawScore, batch_gradients
 from fastpair.model import Branch
 from fastpair.objectives import LOSSES, SPREAD, Batch, balanced, find_losses, reflexivity
 from fastpair.towers import Identity, Linear, Mlp, Tower
@@ -69,14 +69,14 @@ def assert_gradients_are_those_of(value, score: RawScore, gradients, tolerance: 
 def test_gradients_agree_with_finite_differences(heads, tower, loss):
     rng = np.random.default_rng(len(tower))
     score, batch = some_score(heads, tower, rng), some_batch(rng)
-    left, right = rng.normal(size=(2, ROWS, COLUMNS))
+    entities = Entities(rng.normal(size=(ROWS, COLUMNS)), batch.left, batch.right)
     densities = rng.normal(size=(2, ROWS, 3))
     losses = find_losses(loss)
 
     def value() -> float:
-        return batch_gradients(score, left, right, batch, losses, density=densities)[0]
+        return batch_gradients(score, entities, batch, losses, density=densities)[0]
 
-    _, gradients = batch_gradients(score, left, right, batch, losses, density=densities)
+    _, gradients = batch_gradients(score, entities, batch, losses, density=densities)
     assert_gradients_are_those_of(value, score, gradients)
 
 
@@ -86,12 +86,12 @@ def test_gradients_agree_with_finite_differences(heads, tower, loss):
 def test_penalties_know_their_gradient_too(heads, penalties, asymmetric):
     rng = np.random.default_rng(3)
     score, batch = some_score(heads, "linear", rng, asymmetric=asymmetric), some_batch(rng)
-    left, right = rng.normal(size=(2, ROWS, COLUMNS))
+    entities = Entities(rng.normal(size=(ROWS, COLUMNS)), batch.left, batch.right)
     densities = rng.normal(size=(2, ROWS, 3))
     losses = find_losses("ranking")
 
     def both():
-        return batch_gradients(score, left, right, batch, losses, density=densities, **penalties)
+        return batch_gradients(score, entities, batch, losses, density=densities, **penalties)
 
     assert_gradients_are_those_of(lambda: both()[0], score, both()[1])
 

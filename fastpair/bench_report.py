@@ -1,0 +1,212 @@
+"""What ``fastpair bench`` found, in tables and a few sentences."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Summary = dict[str, Any]
+
+LIMITS = {
+    "fma": ("float32 multiply-add", "Gop/s"),
+    "maximum": ("float32 maximum and add", "Gop/s"),
+    "bfloat16": ("bfloat16 dot product", "Gop/s"),
+    "int8": ("int8 dot product", "Gop/s"),
+    "matrix_product": ("NumPy float32 matrix product", "Gop/s"),
+    "read": ("memory, read in order", "GB/s"),
+    "random": ("memory, 512 bytes at random", "GB/s"),
+    "copy": ("memory, copied: read and written", "GB/s"),
+}
+"""Names of `machine.measure_limits`, what they are called, and their unit."""
+
+WORKS = {
+    "pairs": "pairs",
+    "stream": "HDF5 to HDF5",
+    "top-k": "best {k} of all",
+    "threshold": "threshold",
+    "dense": "dense",
+}
+"""Names of `bench.WORKS` and what they are called."""
+
+
+NARROWEST = 104
+"""Characters of a line: tables are not squeezed into fewer."""
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what is done next; elsewhere say nothing."""
+    if not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield status.update
+
+
+def print_bench(found: Summary) -> None:
+    """Print what `bench.bench` returned on standard output."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = max(console.width, NARROWEST)
+    for name, words in _machine_lines(found["machine"], found["settings"]["threads"]):
+        console.print(f"{name:<12} {words}", markup=False, soft_wrap=True)
+    console.print(_limits_table(found["limits"]))
+    for sentence in _advice(found["machine"], found["limits"]):
+        console.print(sentence, markup=False)
+    console.print(_rates_table(found["rows"], found["settings"]))
+    console.print(_agreement_table(found["agreement"]))
+    for backend in found["backends"]:
+        if backend["missing"]:
+            console.print(f"{backend['name']}: missing, {backend['missing']}", markup=False)
+    for sentence in found["skipped"]:
+        console.print(f"skipped: {sentence}", markup=False)
+    console.print(f"{found['seconds']:.0f} s in all", markup=False)
+
+
+def _machine_lines(machine: Summary, threads: int) -> Iterator[tuple[str, str]]:
+    cores, memory, blas = machine["cores"], machine["memory"], machine["blas"]
+    quota = "" if cores["quota"] is None else f", a quota of {cores['quota']:g}"
+    caches = ", ".join(f"{name} {_binary(size)}" for name, size in machine["caches"].items())
+    yield "processor", f"{machine['cpu']} ({machine['architecture']}); {caches or 'caches unknown'}"
+    usable = f"{cores['usable']} usable of {cores['present']}{quota}; {threads} threads"
+    yield "cores", usable + ("" if machine["load"] is None else f"; load {machine['load']:g}")
+    sets = ", ".join(machine["instruction_sets"]) or "none known"
+    yield "kernels use", f"{sets}; register tile {' x '.join(map(str, machine['register_tile']))}"
+    pages = memory["huge_pages"] or "unknown"
+    total = "" if memory["total"] is None else f"{_binary(memory['total'])}, "
+    yield "memory", f"{total}{_binary(memory['usable'])} usable; huge pages: {pages}"
+    told = f", told by OPENBLAS_CORETYPE={blas['told']}" if blas["told"] else ""
+    kernels = f", kernels for {blas['architecture']}{told}" if blas["architecture"] else ""
+    yield "BLAS", f"{blas['library'] or 'unknown'} {blas['version'] or ''}{kernels}".strip()
+    known = ((name, text) for name, text in machine["versions"].items() if text)
+    yield "versions", ", ".join(f"{name} {text}" for name, text in known)
+
+
+def _binary(size: float) -> str:
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size / 1024:.3g} KiB"
+
+
+def _giga(measured: Summary) -> str:
+    low, high = measured["least"] / 1e9, measured["greatest"] / 1e9
+    return f"{measured['median'] / 1e9:.3g} ({low:.3g}-{high:.3g})"
+
+
+def _new_table(title: str, left: int, *columns: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    for number, column in enumerate(columns):
+        side: Any = "left" if number < left else "right"
+        table.add_column(column, justify=side, no_wrap=True)
+    return table
+
+
+def _limits_table(limits: Summary) -> Any:
+    title = "What the machine can do at most: median (least-greatest)"
+    table = _new_table(title, 1, "", "one core", f"{limits['threads']} threads", "")
+    for name, (words, unit) in LIMITS.items():
+        found = limits[name]
+        if found is None:
+            table.add_row(words, "the CPU has none", "", "")
+        else:
+            table.add_row(words, _giga(found["one"]), _giga(found["all"]), unit)
+    return table
+
+
+def _advice(machine: Summary, limits: Summary) -> Iterator[str]:
+    """Yield what a user can do about what was found."""
+    blas, cores = machine["blas"], machine["cores"]
+    if blas["narrow"]:
+        product, fma = (limits[name]["one"]["median"] for name in ("matrix_product", "fma"))
+        yield (
+            f"BLAS multiplies as on a {blas['architecture']}, without AVX-512: its matrix product "
+            f"reaches {product / fma:.0%} of the multiply-add rate. Training and project may "
+            "get faster with OPENBLAS_CORETYPE=SkylakeX."
+        )
+    quota = cores["quota"]
+    if quota is not None and quota < limits["threads"]:
+        yield f"The quota allows {quota:g} cores: --threads {max(1, int(quota))} may be faster."
+    if machine["load"] is not None and machine["load"] > 0.5 * cores["usable"]:
+        yield (
+            f"The machine was busy before this run (load {machine['load']:g}): rates may be lower "
+            "than it can do."
+        )
+    if machine["memory"]["huge_pages"] == "never":
+        yield "Huge pages are switched off: random rows of large tables take longer to find."
+
+
+def _rates_table(rows: list[Summary], settings: Summary) -> Any:
+    source = settings["table"] or f"{settings['entities']:,} x {settings['columns']}, random"
+    scans = any(row["scan"] for row in rows)
+    table = _new_table(
+        f"What fastpair does: {source}",
+        3 if scans else 2,
+        "",
+        "precision",
+        *(["scan"] if scans else []),
+        "million pairs/s",
+        "does",
+        "of the limit",
+        "at random",
+    )
+    precision = None
+    for row in rows:
+        if precision not in (None, row["precision"]):
+            table.add_section()
+        precision = row["precision"]
+        rate = row["pairs_per_second"]
+        median, low, high = (_short(rate[key] / 1e6) for key in ("median", "least", "greatest"))
+        moved = f"{row['bytes_per_second'] / 1e9:.3g} GB/s"
+        done = f"{row['operations_per_second'] / 1e9:.3g} Gop/s"
+        table.add_row(
+            WORKS[row["work"]].format(k=settings["k"]),
+            precision,
+            *([row["scan"] or ""] if scans else []),
+            f"{median} ({low}-{high})",
+            moved if row["binds"] == "memory" else done,
+            f"{row['share']:.0%} {row['binds']}",
+            "" if row["share_of_random"] is None else f"{row['share_of_random']:.0%}",
+        )
+    return table
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _agreement_table(rows: list[Summary]) -> Any:
+    """Show the worst head of each precision and backend."""
+    heads = len({row["head"] for row in rows})
+    title = f"Agreement with the float64 reference, before the link: the worst of {heads} heads"
+    columns = ("difference", "ulp", "of the bound", "flipped", "sets", "wrong")
+    table = _new_table(title, 2, "", "precision", *columns)
+    groups: dict[tuple[str, str], list[Summary]] = {}
+    for row in rows:
+        groups.setdefault((row["precision"], row["backend"]), []).append(row)
+    for number, ((precision, backend), group) in enumerate(groups.items()):
+        if number and backend == rows[0]["backend"]:
+            table.add_section()
+        worst = max(group, key=lambda row: row["bound"])
+        table.add_row(
+            backend,
+            precision,
+            f"{max(row['difference'] for row in group):.1e}",
+            f"{max(row['ulp'] for row in group):.2g}",
+            f"{worst['bound']:.1%}, {worst['head']}",
+            *(_summed(row[key] for row in group) for key in ("flipped", "other_sets", "wrong")),
+        )
+    return table
+
+
+def _summed(counts: Iterable[int | None]) -> str:
+    known = [count for count in counts if count is not None]
+    return str(sum(known)) if known else ""

@@ -1,0 +1,374 @@
+"""``fastpair bench``: ceilings are positive, rows complete, and wrong kernels are found out."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tables import layouts, random_plan, random_table, some_layout
+
+from fastpair.agreement import Case, agreement, backends, cases, check_agreement, compare
+from fastpair.bench import WORKS, _measure, bench
+from fastpair.bench_report import print_bench
+from fastpair.errors import AgreementError, ArgumentError, FileError
+from fastpair.files import write_embeddings, write_model
+from fastpair.heads import HEADS, find_head
+from fastpair.jobs import project
+from fastpair.kernels import LINKS, PRECISIONS, cpu, limits, pairs, reference
+from fastpair.machine import describe_machine, measure_limits, read_bandwidth
+from fastpair.model import Branch, Model
+from fastpair.refolding import refold
+
+FASTPAIR = [sys.executable, "-c", "from fastpair.cli import main; main()"]
+TINY = ["--entities", "300", "--columns", "20", "--pairs", "5000", "--threads", "2"]
+
+ENOUGH = 600
+"""Seconds that no run of such sizes needs, even if it compiles."""
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [*FASTPAIR, "bench", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def found():
+    return bench(entities=300, columns=20, pairs=5000, threads=2, seconds=ENOUGH)
+
+
+# --- the command ---
+
+
+def test_the_command_prints_json_with_every_row():
+    done = run(*TINY, "--seconds", ENOUGH, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["skipped"] == []
+    expected = {(work, precision) for work in WORKS for precision in PRECISIONS}
+    assert {(row["work"], row["precision"]) for row in found["rows"]} == expected
+    for row in found["rows"]:
+        rate = row["pairs_per_second"]
+        assert 0 < rate["least"] <= rate["median"] <= rate["greatest"]
+        assert rate["repeats"] >= 3
+        assert row["share"] > 0
+        assert (row["share_of_random"] is None) == (row["work"] not in ("pairs", "stream"))
+        assert row["binds"] in ("memory", "arithmetic")
+    heads = {(row["head"], row["precision"], row["backend"]) for row in found["agreement"]}
+    assert heads == {
+        (head, precision, backend.name)
+        for head in HEADS
+        for precision in PRECISIONS
+        for backend in backends()
+        if not backend.missing and (head != "mlp" or precision == "float32")
+    }
+    assert {row["wrong"] for row in found["agreement"]} == {0}
+    assert found["settings"]["entities"] == 300
+    assert found["settings"]["seed"] == 0
+
+
+def test_the_command_prints_tables_of_a_given_table(tmp_path):
+    table = written_table(tmp_path, precision="bfloat16")
+    done = run("--table", table, "--pairs", 1000, "--seconds", ENOUGH)
+    assert done.returncode == 0, done.stderr
+    for words in ("processor", "BLAS", "multiply-add", "HDF5 to HDF5", "GPU: missing"):
+        assert words in done.stdout
+    assert "bfloat16" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.h5", "m.h5", "t.h5"]
+
+
+def test_what_cannot_be_measured_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "bad.h5").write_text("not a table")
+    done = run("--table", tmp_path / "bad.h5")
+    assert done.returncode == 1
+    assert done.stderr.startswith("fastpair: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert run("--pairs", 0).returncode == 2
+
+
+def written_table(folder, head="cosine+absdiff", rows=120, **options):
+    """A table file of a model with random weights."""
+    rng = np.random.default_rng(0)
+    branches = [Branch(name, find_head(name).initial(12, rng)) for name in head.split("+")]
+    embeddings = rng.normal(size=(rows, 12))
+    write_embeddings(folder / "e.h5", [(0, embeddings)], embeddings.shape, overwrite=True)
+    write_model(folder / "m.h5", Model(branches, input_columns=12), overwrite=True)
+    project(folder / "m.h5", folder / "e.h5", folder / "t.h5", overwrite=True, **options)
+    return folder / "t.h5"
+
+
+@pytest.mark.parametrize(
+    ("head", "precision", "measured"),
+    [
+        ("cosine+absdiff", "float32", list(PRECISIONS)),
+        ("cosine+absdiff", "float16", ["float16"]),
+        ("mlp", "float32", ["float32"]),
+    ],
+)
+def test_a_given_table_is_measured_in_what_it_can_be(
+    tmp_path, found, monkeypatch, head, precision, measured
+):
+    monkeypatch.setattr("fastpair.bench.measure_limits", lambda threads: found["limits"])
+    table = written_table(tmp_path, head, precision=precision)
+    own = bench(table, pairs=500, seconds=ENOUGH)
+    assert [row["precision"] for row in own["rows"]] == [p for p in measured for _ in WORKS]
+    assert own["skipped"] == []
+    assert {"the table"} < {row["head"] for row in own["agreement"]}
+    assert own["settings"]["entities"] == 120
+
+
+@given(layout=layouts, link=st.sampled_from(LINKS), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_a_table_folded_again_is_the_same_table_rounded(layout, link, seed):
+    rng = np.random.default_rng(seed)
+    plan = random_plan(rng, replace(layout, precision="float32"), link)
+    plan = plan.with_scales((1.0,) * 5)
+    rows = random_table(rng, 12, plan)
+    again, same = refold(rows, plan, "float32")
+    assert same == plan
+    assert again.tobytes() == rows.tobytes()
+    for precision, unit in (("float16", 2**-10), ("bfloat16", 2**-7), ("int8", 1 / 100)):
+        rounded, rounded_plan = refold(rows, plan, precision)
+        assert rounded_plan.layout == replace(plan.layout, precision=precision)
+        new = reference.unpack_rows(rounded, rounded_plan)
+        old = reference.unpack_rows(rows, plan)
+        assert new.keys() == old.keys()
+        for name, values in old.items():
+            assert np.abs(new[name] - values).max(initial=0) <= unit * np.abs(values).max(initial=0)
+
+
+def test_only_a_float32_table_is_folded_again():
+    plan = random_plan(np.random.default_rng(0), some_layout("int8"))
+    with pytest.raises(ArgumentError, match="int8"):
+        refold(random_table(np.random.default_rng(0), 3, plan), plan, "float32")
+
+
+@pytest.mark.parametrize("name", ["entities", "columns", "pairs", "seconds"])
+def test_sizes_that_are_too_small_are_refused(name):
+    with pytest.raises(ArgumentError, match=f"{name} is 0"):
+        bench(**{name: 0})
+
+
+def test_a_table_without_pairs_is_refused(tmp_path):
+    write_embeddings(tmp_path / "e.h5", [(0, np.ones((1, 4)))], (1, 4))
+    project("dot", tmp_path / "e.h5", tmp_path / "t.h5")
+    with pytest.raises(ArgumentError, match="at least 2"):
+        bench(tmp_path / "t.h5")
+
+
+def test_a_full_disk_is_said_before_files_are_written(monkeypatch):
+    class Usage:
+        free = 1 << 20
+
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
+    monkeypatch.setattr("fastpair.bench.measure_limits", lambda threads: {})
+    monkeypatch.setattr("fastpair.bench._agree", lambda *arguments: [])
+    with pytest.raises(FileError, match=r"1 MiB free.*TMPDIR"):
+        bench(entities=1000, columns=400, pairs=10)
+
+
+def test_a_temporary_folder_that_cannot_be_made_is_said(monkeypatch):
+    def full(**options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
+    monkeypatch.setattr("fastpair.bench.measure_limits", lambda threads: {})
+    monkeypatch.setattr("fastpair.bench._agree", lambda *arguments: [])
+    with pytest.raises(FileError, match="No space left"):
+        bench(entities=10, columns=4, pairs=10)
+
+
+def test_what_there_is_no_time_for_is_named(found, monkeypatch, capsys):
+    monkeypatch.setattr("fastpair.bench.measure_limits", lambda threads: found["limits"])
+    short = bench(entities=300, columns=20, pairs=500, seconds=1e-3)
+    assert short["rows"] == []
+    assert len(short["skipped"]) == 1 + len(PRECISIONS)
+    print_bench(short)
+    assert "skipped" in capsys.readouterr().out
+
+
+def test_a_narrow_blas_and_a_scan_are_shown(found, capsys):
+    blas = {**found["machine"]["blas"], "narrow": True, "architecture": "Haswell"}
+    rows = [{**row, "scan": "int8"} for row in found["rows"]]
+    print_bench({**found, "machine": {**found["machine"], "blas": blas}, "rows": rows})
+    printed = capsys.readouterr().out
+    assert "OPENBLAS_CORETYPE=SkylakeX" in printed
+    assert "scan" in printed
+
+
+# --- the machine and its ceilings ---
+
+
+def test_the_machine_is_described_in_what_json_holds():
+    machine = describe_machine()
+    json.dumps(machine, allow_nan=False)
+    assert machine["cpu"]
+    assert machine["cores"]["usable"] >= 1
+    assert machine["versions"]["numpy"] == np.__version__
+
+
+def test_ceilings_are_positive_and_in_order(monkeypatch):
+    monkeypatch.setattr("fastpair.machine.MATRIX_ROWS", 64)
+    monkeypatch.setattr("fastpair.machine.stream_bytes", lambda: 1 << 22)
+    found = measure_limits(2)
+    assert found.pop("threads") == 2
+    for name in ("fma", "maximum", "read", "random", "copy", "matrix_product"):
+        assert found[name] is not None
+    for measured in filter(None, found.values()):
+        for key in ("one", "all"):
+            one = measured[key]
+            assert 0 < one["least"] <= one["median"] <= one["greatest"]
+
+
+@pytest.mark.parametrize("name", ["fma", "maximum", "bfloat16", "int8"])
+def test_a_probe_does_the_arithmetic_that_it_counts(name):
+    if name not in limits.arithmetic_probes():
+        pytest.skip("this CPU has no such instruction")
+    probe = limits.arithmetic_probes()[name]
+    steps = 1000
+    chains = probe.run(steps)
+    # every lane starts at x = 1 (four ones in int8), and each step adds what a step adds
+    start = probe.inputs[0, 0]
+    terms = {"fma": 2.0**-20, "maximum": 2.0**-20, "bfloat16": 2 * 2.0**-20, "int8": 4}[name]
+    np.testing.assert_allclose(chains, float(start) + steps * terms, rtol=1e-6)
+    per_lane = {"fma": 2, "maximum": 2, "bfloat16": 4, "int8": 8}[name]
+    assert probe.operations == per_lane * chains.size
+
+
+def test_probes_of_memory_see_every_byte():
+    data = np.zeros(1 << 16, np.uint8)
+    data.view(np.float32)[:] = 1
+    assert limits.read(data) == len(data) / 4
+    assert limits.read(data, 3) == 3 * len(data) / 4
+    order = np.arange(128, dtype=np.int32)[::-1].copy()
+    assert limits.read_blocks(data, order, 512) == len(data) / 4
+    target = np.zeros_like(data)
+    limits.copy(data, target)
+    assert target.tobytes() == data.tobytes()
+    assert read_bandwidth(data, 3)["least"] > 0
+
+
+@settings(deadline=None)
+@given(
+    least=st.integers(1, 100),
+    more=st.integers(0, 10**6),
+    slot=st.floats(-1, 10),
+    power=st.sampled_from([1, 2]),
+    speed=st.floats(1e2, 1e9),
+)
+def test_a_row_has_three_repeats_of_a_size_in_its_bounds(least, more, slot, power, speed):
+    sizes = []
+
+    def work(size):
+        sizes.append(size)
+        return size**power / speed
+
+    size, seconds = _measure(work, least, least + more, slot, power)
+    assert least <= size <= least + more
+    assert 3 <= len(seconds) <= 7
+    assert set(sizes[-3:]) == {size}
+
+
+# --- agreement ---
+
+
+def small_cases(**options):
+    return list(cases(entities=40, columns=20, **options))
+
+
+def test_every_backend_agrees_on_every_head_and_precision():
+    rows = agreement(backends(), small_cases(seed=1))
+    check_agreement(rows)
+    assert len(rows) > 4 * 4 * (len(HEADS) - 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(layout=layouts, link=st.sampled_from(LINKS), seed=st.integers(0, 2**32 - 1))
+def test_every_backend_agrees_on_every_layout_and_link(layout, link, seed):
+    rng = np.random.default_rng(seed)
+    plan = random_plan(rng, layout, link)
+    check_agreement(agreement(backends(), [Case("any", random_table(rng, 20, plan), plan)]))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_one_wrong_number_of_a_kernel_is_found(precision, monkeypatch):
+    right = cpu.table_arguments
+
+    def perturbed(left, other, plan, *more):
+        return right(left, other, replace(plan, constant=plan.constant + 1e-3), *more)
+
+    for module in (cpu, pairs):
+        monkeypatch.setattr(module, "table_arguments", perturbed)
+    rows = agreement(backends(), small_cases(heads=["absdiff"], precisions=[precision]))
+    by_name = {row["backend"]: row for row in rows}
+    for name in ("CPU pairs", "CPU top-k", "CPU threshold"):  # scored by the pair kernel
+        assert by_name[name]["bound"] > 1
+        assert by_name[name]["wrong"] > 0
+    with pytest.raises(AgreementError, match="absdiff"):
+        check_agreement(rows)
+
+
+@pytest.mark.parametrize("name", ["CPU pairs", "CPU dense tiles", "CPU top-k", "CPU threshold"])
+@pytest.mark.parametrize("head", ["dot", "rbf"])
+def test_one_wrong_pair_is_found(name, head):
+    (backend,) = [one for one in backends() if one.name == name]
+
+    def wrong(case, plan):
+        scores = backend.run(case, plan)
+        row, column = np.argwhere(~np.isnan(scores) & (np.abs(case.raw) > 1))[0]
+        scores[row, column] *= 1.001
+        return scores
+
+    (case,) = small_cases(heads=[head], precisions=["float32"])
+    assert compare(case, backend)["wrong"] == 0
+    assert compare(case, replace(backend, run=wrong))["wrong"] > 0
+
+
+def test_a_pair_that_a_result_lacks_or_should_lack_is_found():
+    (case,) = small_cases(heads=["dot"], precisions=["float32"])
+    for name in ("CPU top-k", "CPU threshold"):
+        (backend,) = [one for one in backends() if one.name == name]
+
+        def without_first(case, plan, backend=backend):
+            scores = backend.run(case, plan)
+            scores[tuple(np.argwhere(~np.isnan(scores))[0])] = np.nan
+            return scores
+
+        def with_worst(case, plan, backend=backend):
+            scores = backend.run(case, plan)
+            row = int(np.flatnonzero((~np.isnan(scores)).any(axis=1))[0])
+            worst = int(np.argmin(case.raw[row]))
+            scores[row, int(np.nanargmax(scores[row]))] = np.nan
+            scores[row, worst] = case.raw[row, worst]
+            return scores
+
+        for run_wrong in (without_first, with_worst):
+            assert compare(case, replace(backend, run=run_wrong))["wrong"] > 0
+
+
+def test_a_wrong_machine_ends_the_command_with_a_sentence(monkeypatch, found):
+    from click.testing import CliRunner
+
+    from fastpair.cli import commands
+
+    worse = [{**row, "wrong": 1, "bound": 7.0} for row in found["agreement"]]
+    monkeypatch.setattr("fastpair.bench.bench", lambda **options: {**found, "agreement": worse})
+    done = CliRunner().invoke(commands, ["bench"])
+    assert isinstance(done.exception, AgreementError)
+    assert "7 times" in str(done.exception)
+
+
+def test_a_missing_backend_says_why():
+    missing = [one for one in backends() if one.missing]
+    assert [one.name for one in missing] == ["GPU"]
+    assert agreement(missing, small_cases(heads=["dot"], precisions=["float32"])) == []
+    with pytest.raises(AgreementError, match="missing"):
+        missing[0].run(None, None)
