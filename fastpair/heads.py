@@ -67,7 +67,8 @@ def unit_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns
     -------
     unit : (N, n), the type of `rows`.
-    inverse : (N, 1), one over the length, 0 for a row of zeros.
+    inverse : (N, 1), one over the length, 0 for a row of zeros; a length below the smallest
+        normal number counts as that number, for its inverse would overflow.
     """
     with np.errstate(over="ignore", under="ignore"):
         squares = np.einsum("ij,ij->i", rows, rows)[:, None]
@@ -88,7 +89,9 @@ def _unit_rows_of_any_size(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scaled = rows / np.where(peak > 0, peak, 1)
     length = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))[:, None]
     inverse = np.zeros_like(length)
-    np.divide(1, length * peak, out=inverse, where=peak > 0)
+    # The inverse of a length below the smallest normal number would overflow.
+    true_length = np.maximum(length * peak, np.finfo(rows.dtype).tiny)
+    np.divide(1, true_length, out=inverse, where=peak > 0)
     return scaled / np.where(length > 0, length, 1), inverse
 
 

@@ -126,7 +126,7 @@ def test_a_given_table_is_measured_in_what_it_can_be(
 
 
 @given(layout=layouts, link=st.sampled_from(LINKS), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_table_folded_again_is_the_same_table_rounded(layout, link, seed):
     rng = np.random.default_rng(seed)
     plan = random_plan(rng, replace(layout, precision="float32"), link)
@@ -256,7 +256,6 @@ def test_probes_of_memory_see_every_byte():
     assert read_bandwidth(data, 3)["least"] > 0
 
 
-@settings(deadline=None)
 @given(
     least=st.integers(1, 100),
     more=st.integers(0, 10**6),
@@ -290,7 +289,7 @@ def test_every_backend_agrees_on_every_head_and_precision():
     assert len(rows) > 4 * 4 * (len(HEADS) - 1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(layout=layouts, link=st.sampled_from(LINKS), seed=st.integers(0, 2**32 - 1))
 def test_every_backend_agrees_on_every_layout_and_link(layout, link, seed):
     rng = np.random.default_rng(seed)

@@ -196,7 +196,7 @@ def test_a_plan_survives_its_text(number, columns, bias):
 # --- ids ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))))
 def test_any_text_without_nul_survives_hdf5(tmp_path_factory, texts):
     path = tmp_path_factory.mktemp("ids") / "ids.h5"

@@ -32,7 +32,7 @@ def random_model(rng, heads, columns=12, dim=7):
     return Model(branches, columns, Preparation(unit_rows=True), constant=constant, link=link)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(heads=sums, seed=seeds)
 def test_formula_reference_and_kernels_agree_and_pairs_may_be_swapped(heads, seed):
     rng = np.random.default_rng(seed)

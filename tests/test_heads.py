@@ -238,6 +238,16 @@ def test_rows_of_any_length_become_unit_rows(size):
     np.testing.assert_allclose(inverse * size, [[0.2], [0]], rtol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_length_too_small_for_an_inverse_gives_a_unit_row_and_a_finite_inverse(dtype):
+    smallest = np.finfo(dtype).smallest_subnormal
+    rows, inverse = unit_rows(np.array([[0, 3 * smallest], [smallest, 0], [0, 0]], dtype))
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), [1, 1, 0], rtol=1e-6)
+    assert np.isfinite(inverse).all()
+    assert (inverse[:2] > 0).all()
+    assert inverse[2] == 0
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_weights_do_not_fit(name):
     head = find_head(name)

@@ -455,7 +455,7 @@ def test_text_without_a_header_is_row_numbers(tmp_path):
     assert block.label.tolist() == [1, 0]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 39), st.sampled_from(["csv", "npy"]))
 def test_blocks_are_the_same_pairs_for_any_size_and_start(
     tmp_path_factory, count, size, start, kind

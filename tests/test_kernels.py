@@ -39,7 +39,7 @@ def scores_of(rows, plan, left, right):
     return scores
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(layout=layouts, link=st.sampled_from(LINKS), seed=seeds)
 def test_reference_and_cpu_agree_with_the_oracle(layout, link, seed):
     rng = np.random.default_rng(seed)
@@ -70,7 +70,7 @@ def test_reference_and_cpu_agree_with_the_oracle(layout, link, seed):
     assert (np.abs(scores_of(rows, plan, left, right) - expected) <= bound).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(layout=layouts, seed=seeds)
 def test_swapped_pairs_have_the_same_bits(layout, seed):
     rng = np.random.default_rng(seed)
@@ -91,7 +91,7 @@ def test_an_entity_has_no_distance_to_itself(precision):
     assert (scores_of(rows, plan, own, own) == 0).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     layout=layouts,
     seed=seeds,
@@ -201,7 +201,7 @@ def test_the_bits_of_int8_are_those_of_the_contract(layout):
 # --- the paths of the pair kernel ---
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     plus=st.integers(1, 330),
     minus=st.integers(0, 150),
@@ -277,7 +277,7 @@ def test_row_numbers_of_every_kind_score_alike(kind):
     assert PairScorer(rows, plan)(*pair_list.T).tobytes() == whole.tobytes()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     count=st.integers(1, 40),
     place=st.integers(0, 39),
@@ -341,7 +341,6 @@ def test_a_smaller_cpu_gives_the_same_bits():
 # --- links ---
 
 
-@settings(deadline=None)
 @given(
     raw=st.floats(-200, 1, width=32),
     link=st.sampled_from(LINKS),

@@ -76,7 +76,7 @@ def expected_hits(scores, threshold, skip_diagonal):
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     layout=layouts,
     link=st.sampled_from(LINKS),
@@ -120,7 +120,7 @@ def test_links_that_make_scores_equal_leave_the_order_by_column(link, size):
     assert counts.sum() == 150 * 149
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     layout=layouts,
     link=st.sampled_from(LINKS),
@@ -267,7 +267,7 @@ def test_hits_that_outgrow_the_memory_are_found_row_by_row():
     assert any(0 < start < 400 for start in starts)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(blocks=st.integers(0, 9), threads=st.integers(1, 5))
 def test_a_triangle_brings_the_partners_of_a_block_one_by_one_in_rising_order(blocks, threads):
     lock, busy, seen, clashes = threading.Lock(), set(), [[] for _ in range(blocks)], []

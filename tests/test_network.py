@@ -31,7 +31,7 @@ def pair_scores(rows, plan):
     return PairScorer(rows, plan)(left, right).reshape(count, count)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     name=st.sampled_from(HEADS),
     seed=st.integers(0, 99),

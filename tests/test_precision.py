@@ -71,7 +71,7 @@ def test_float32_is_as_good_as_numpys_float32(head):
 sizes = st.sampled_from([1e-320, 1e-45, 1e-38, 1e-30, 1e-15, 1.0, 1e15, 1e18, 1e30, 1e38, 1e150])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     name=st.sampled_from([*BUILTINS, *HEADS, "rbf", "hyperbolic"]),
     precision=st.sampled_from(sorted(PRECISIONS)),

@@ -48,7 +48,7 @@ def read_all(path, name, step, threads=3):
 # --- chunks -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     shape=st.tuples(st.integers(1, 60), st.none() | st.integers(1, 4)),
     chunk=st.tuples(st.integers(1, 70), st.integers(1, 5)),
@@ -147,7 +147,7 @@ def test_a_damaged_chunk_is_one_sentence(tmp_path, small_chunks, damage):
 # --- blocks -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     count=st.integers(1, 90),
     size=st.integers(1, 50),
@@ -194,7 +194,7 @@ def test_the_first_bad_pair_is_named_whichever_thread_finds_one(tmp_path):
 texts = st.text(max_size=20) | st.sampled_from(["a", "aa", "a" * 8, "a" * 9, "b" * 16, "b" * 17])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     ids=st.lists(texts, max_size=80),
     others=st.lists(texts, max_size=40),
