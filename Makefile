@@ -8,6 +8,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 RUN ?= build/bench.json
+# Compiling kernels takes most of the time, one core a process.
+PARALLEL ?= -n auto --maxprocesses 4
+# What an installed package can get wrong: missing files, the command, compiling where it lies.
+INSTALLED := tests/test_cli.py tests/test_files.py tests/test_kernels.py tests/test_network.py \
+	tests/test_scoring.py tests/test_train_command.py
 
 .PHONY: demo test lint wheel bench clean
 
@@ -15,7 +20,7 @@ demo: .venv/ready
 	$(BIN)/fastpair demo
 
 test: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -24,14 +29,15 @@ lint: .venv/ready
 	cp -r fastpair build/types/fastpair && cp -r kernels build/types/fastpair/kernels
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p fastpair
 
-# The tests run in another folder, on the wheel in an environment of its own.
+# Some tests run in another folder, on the wheel in an environment of its own.
 wheel: .venv/ready
 	rm -rf build/wheel dist && mkdir -p build/wheel
 	$(BIN)/python -m build --outdir dist .
 	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/python -m pip install -q -c constraints.txt dist/*.whl pytest hypothesis
+	build/wheel/venv/bin/python -m pip install -q -c constraints.txt dist/*.whl \
+		pytest pytest-xdist hypothesis
 	cp -r tests pyproject.toml build/wheel/
-	cd build/wheel && venv/bin/pytest
+	cd build/wheel && venv/bin/pytest $(PARALLEL) $(INSTALLED)
 
 # Peers first; chunkdot works with newer libraries than it asks for. ONLY selects works.
 bench: .venv/ready
