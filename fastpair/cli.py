@@ -724,6 +724,49 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
     )
 
 
+@commands.command(epilog=BUILTIN_HELP)
+@click.argument("model")
+@click.argument("embeddings", type=_path)
+@click.argument("expressions", metavar="EXPRESSION...", nargs=-1)
+@click.option(
+    "--file", type=_path, metavar="FILE", help="More expressions, one a line of this text."
+)
+@click.option(
+    "--top-k",
+    "k",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    metavar="K",
+    help="How many neighbours.",
+)
+@click.option("--include", is_flag=True, help="Keep the ids of an expression among its neighbours.")
+@_dataset
+@_threads
+@_own_head
+@_json
+def nearest(as_json: bool, expressions: tuple[str, ...], file: Path | None, **options: Any) -> None:
+    """Show the entities most similar to an id, or to arithmetic on ids.
+
+    EXPRESSION is an id or several with + - * /, weights and parentheses, words apart by spaces:
+    "king - man + woman", "0.7 paris + 0.3 france", "blood * color". Quote ids that have spaces
+    inside. What it comes to in the space of EMBEDDINGS goes through MODEL like any embedding.
+    """
+    if not expressions and file is None:
+        raise click.UsageError("give an EXPRESSION, or a --file of them")
+    from fastpair.nearest import nearest as find
+
+    summary = find(expressions=expressions, file=file, **options)
+    if as_json:
+        _finish(summary, True)
+        return
+    for answer in summary["answers"]:
+        click.echo(answer["expression"])
+        width = max((len(one["id"]) for one in answer["neighbours"]), default=0)
+        for one in answer["neighbours"]:
+            click.echo(f"  {one['id']:<{width}}  {one['score']:.4f}")
+
+
 @commands.command()
 @click.option("--table", type=_path, metavar="FILE", help="Table to measure.  [default: generated]")
 @click.option(
