@@ -768,6 +768,87 @@ def nearest(as_json: bool, expressions: tuple[str, ...], file: Path | None, **op
 
 
 @commands.command()
+@click.argument("file", type=_path)
+@_output
+@click.option(
+    "--threshold",
+    type=float,
+    required=True,
+    metavar="X",
+    help="Pairs of at least this belong together; of distances, of at most this.",
+)
+@click.option(
+    "--link",
+    type=click.Choice(["single", "average", "complete"]),
+    default="single",
+    show_default=True,
+    help="What holds a group together: a chain of pairs, the mean of its pairs, all of them.",
+)
+@click.option("--missing", type=float, metavar="X", help="What a pair counts that is not in FILE.")
+@click.option("--pairs", type=_path, metavar="PAIRS", help="The pair file of scores without keys.")
+@click.option(
+    "--table",
+    type=_path,
+    metavar="TABLE",
+    help="The table that was scored: its rows are the entities, and linkage scores all pairs.",
+)
+@click.option("--left", "left_column", metavar="COL", help="Column of left keys.")
+@click.option("--right", "right_column", metavar="COL", help="Column of right keys.")
+@click.option(
+    "--score", "score_column", metavar="COL", default="score", show_default=True, help="Of scores."
+)
+@click.option("--distance", is_flag=True, help="Scores are distances: small is similar.")
+@click.option("--truth", type=_path, metavar="PAIRS", help="Labelled pairs to compare groups with.")
+@_label_column
+@click.option("--good", type=float, metavar="X", help="Labels of X or more are good pairs.")
+@_threads
+@_memory
+@_overwrite
+@_json
+def cluster(as_json: bool, output: Path, **options: Any) -> None:
+    """Group entities by the pairs of FILE and write the group of each.
+
+    FILE is what score or matrix (--threshold, --top-k) wrote, or CSV, TSV or Parquet with two key
+    columns and a score. A chain of accepted pairs makes a group; --link average and complete take
+    apart groups whose ends are not similar.
+    """
+    from fastpair.grouping import cluster as group
+
+    with Meter("pairs") as meter:
+        summary = group(output=output, progress=meter, **options)
+    if as_json:
+        _finish(summary, True)
+        return
+    for note in summary["notes"]:
+        click.echo(note, err=True)
+    _print_groups(summary)
+
+
+def _print_groups(summary: Summary) -> None:
+    click.echo(
+        f"{summary['accepted']} accepted pairs, {summary['entities']} entities: {summary['groups']}"
+        f" groups, {summary['grouped']} entities are not alone -> {summary['output']}"
+    )
+    if summary["violating"] is not None:
+        click.echo(
+            f"transitivity: {summary['violating']} accepted pairs have a third entity that pairs "
+            f"with just one of the two; {summary['implied']} pairs are together without being "
+            "accepted"
+        )
+    sizes = sorted(summary["sizes"].items(), reverse=True)
+    click.echo("sizes: " + ", ".join(f"{number} of {size}" for size, number in sizes[:12]))
+    for one in summary["largest"]:
+        more = ", ..." if one["size"] > len(one["members"]) else ""
+        click.echo(f"  {one['size']}: {', '.join(one['members'])}{more}")
+    if "precision" in summary:
+        parts = [
+            f"{name} {'-' if summary[name] is None else format(summary[name], '.3f')}"
+            for name in ("precision", "recall", "f1")
+        ]
+        click.echo("labelled pairs, together or not: " + ", ".join(parts))
+
+
+@commands.command()
 @click.option("--table", type=_path, metavar="FILE", help="Table to measure.  [default: generated]")
 @click.option(
     "--entities",

@@ -396,3 +396,64 @@ def _survey(raw: RawPairs) -> tuple[int, int | None]:
                 numbers = text.cast(pa.int64()).to_numpy()
                 largest = max(largest, int(np.abs(numbers).max(initial=0)))
     return widest, largest if integers else None
+
+
+# --- groups -------------------------------------------------------------------------------------
+
+
+def write_groups(
+    path: str | Path,
+    groups: np.ndarray,
+    ids: pa.Array | None,
+    *,
+    left: int | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the group of every entity: `group` and, where there are ids, `ids` (text: `id`).
+
+    Parameters
+    ----------
+    path : the file to make; its suffix says the format.
+    groups : (N,) int64.
+    ids : (N,) text, or None: text formats have row numbers in their place.
+    left : how many entities are of the left table, where there are two: HDF5 then has
+        `group_right` and `ids_right` besides, text formats a column `side`.
+    overwrite : whether an existing file may be replaced, default False.
+    """
+    left = len(groups) if left is None else left
+    sides = {"": slice(0, left), "_right": slice(left, None)} if left < len(groups) else {"": ...}
+    if export_format(path) is None:
+
+        def lay_out(file: Any) -> None:
+            for name, part in sides.items():
+                file.create_dataset(f"group{name}", data=groups[part])
+                if ids is not None:
+                    write_text(file, f"ids{name}", ids if part is ... else ids[part])
+
+        output = Output(path, "groups", attributes or {}, overwrite=overwrite, lay_out=lay_out)
+        with output:
+            return
+    rows = np.concatenate([np.arange(len(groups[part])) for part in sides.values()])
+    columns = {"id": pa.array(rows) if ids is None else ids, "group": pa.array(groups)}
+    if len(sides) == 2:
+        columns["side"] = pa.array(np.where(np.arange(len(groups)) < left, "left", "right"))
+    _write_columns(Path(path), columns, overwrite)
+
+
+def _write_columns(path: Path, columns: dict[str, pa.Array], overwrite: bool) -> None:
+    """Write columns as Parquet, CSV or TSV (also .gz), as the suffix says."""
+    suffix = export_format(path)
+    with Staging(path, overwrite=overwrite, suffix=WRITING) as staging:
+        if suffix == ".parquet":
+            with writing(staging.path):
+                pq.write_table(pa.table(columns), staging.partial, row_group_size=EXPORTED_PAIRS)
+            return
+        separator = TEXT_FORMATS[str(suffix)]
+        with _text_output(staging, str(suffix).endswith(".gz")) as file:
+            file.write((separator.join(columns) + "\n").encode())
+            for start in range(0, len(columns["group"]), EXPORTED_PAIRS):
+                parts = [column.slice(start, EXPORTED_PAIRS) for column in columns.values()]
+                fields = [_quoted(text_array(part), separator) for part in parts]
+                lines = pc.binary_join_element_wise(*fields, separator)
+                file.write("".join(f"{line}\n" for line in lines.to_pylist()).encode())
