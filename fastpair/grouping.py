@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from fastpair.backend import memory_budget
-from fastpair.errors import ArgumentError, DataError, MemoryBudgetError
+from fastpair.errors import ArgumentError, DataError, MemoryBudgetError, MismatchError
 from fastpair.export import write_groups
 from fastpair.files import Table, read_table
+from fastpair.jobs import score_forms
+from fastpair.jobs import truth as labels_to_truth
 from fastpair.pairs import open_pairs
 from fastpair.scored import PAIRS_AT_ONCE, ScoredPairs, open_scored
 from fastpair.scoring import PairScorer
@@ -30,6 +32,9 @@ LINKS = ("single", "average", "complete")
 """What holds a group together; single is the transitive closure."""
 
 LARGEST_SHOWN, MEMBERS_SHOWN = 10, 5
+
+SCORES_COMPARED = 1 << 12
+"""Scores of a file that are compared with those of a table."""
 
 NODE_BYTES = 3 * 8
 """What a node takes: its parent, its group, the sum of its partners."""
@@ -233,15 +238,34 @@ class _KnownScores:
 
 
 class _ScoredAnew:
-    """Scores of all pairs of a group, by the kernels and the table."""
+    """Scores of all pairs of a group, by the kernels and the table, in the unit of the file.
 
-    def __init__(self, table: Table, threads: int | None) -> None:
-        self.scorer = PairScorer(table.rows, table.plan, threads=threads)
+    Raises
+    ------
+    MismatchError : the file's scores are not the table's in any unit.
+    """
+
+    def __init__(
+        self, table: Table, path: Path, scored: ScoredPairs, sign: float, threads: int | None
+    ) -> None:
+        self.scorer, self.sign = PairScorer(table.rows, table.plan, threads=threads), sign
+        left, right, scores = next(scored.blocks())
+        some = np.flatnonzero(~np.isnan(scores))[:SCORES_COMPARED]
+        anew = self.scorer(left[some], right[some])
+        for form in score_forms(path, table):
+            if np.allclose(form(anew), scores[some], rtol=1e-5, atol=1e-6):
+                self.form = form
+                return
+        raise MismatchError(
+            f"the scores of {scored.path} are not those of {path}: give the table that was scored, "
+            "or leave out --table"
+        )
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         scores = np.zeros((len(rows), len(rows)))
         left, right = np.triu_indices(len(rows), 1)
-        scores[left, right] = scores[right, left] = self.scorer(rows[left], rows[right])
+        own = self.sign * self.form(self.scorer(rows[left], rows[right])).astype(np.float64)
+        scores[left, right] = scores[right, left] = own
         return scores
 
 
@@ -324,8 +348,8 @@ def cluster(
                 "threshold, allow more with --memory, or take --link single"
             )
         linkage = _linkage(link, sign * threshold, missing, scored, accepted, sign, budget)
-        if entities is not None:
-            linkage.scores = _ScoredAnew(entities, threads)
+        if entities is not None and table is not None:
+            linkage.scores = _ScoredAnew(entities, Path(table), scored, sign, threads)
         groups, count, split, passed = refine(accepted, linkage)
         if passed:
             notes.append(
@@ -419,8 +443,6 @@ def _compare(
     columns: Summary,
 ) -> Summary:
     """Return precision, recall and F1 of the decision "in one group" over labelled pairs."""
-    from fastpair.jobs import truth as labels_to_truth
-
     source = open_pairs(
         truth,
         ids=scored.ids,

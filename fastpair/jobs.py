@@ -739,6 +739,13 @@ def _written_as(
     return "probability", lambda scores: curve(scores.astype(np.float64)).astype(np.float32)
 
 
+def score_forms(path: Path, table: Table) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
+    """Yield what turns a table's scores (m,) float32 into each graded form that they have."""
+    for probability, distance in ((False, False), (True, False), (False, True)):
+        with contextlib.suppress(ArgumentError):
+            yield _written_as(path, table, probability, False, distance)[1]
+
+
 def _load_tables(
     table: Path, against: Path | None, memory: str | int | None
 ) -> tuple[Table, Table | None, int]:

@@ -259,6 +259,32 @@ def test_a_table_scores_the_pairs_that_the_file_does_not_have(tmp_path, table):
     assert groups_by_id(tmp_path / "o.h5") == groups_by_id(tmp_path / "all.h5")
 
 
+def test_the_scores_of_another_table_are_noticed(tmp_path, table):
+    options = {"threshold": 0.5, "table": table, "link": "complete"}
+    with pytest.raises(MismatchError, match="not those of"):
+        cluster(as_columns(tmp_path, ".csv"), tmp_path / "o.csv", **options)
+
+
+def test_linkage_is_in_the_unit_of_the_file(tmp_path, table):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("left,right\n" + "".join(f"{i},{j}\n" for i, j in combinations(range(8), 2)))
+    jobs.project("euclidean", tmp_path / "embeddings.h5", tmp_path / "euclidean.h5")
+    for form, threshold in (({"distance": True}, 2.5), ({}, -2.5)):
+        jobs.score(tmp_path / "euclidean.h5", pairs, tmp_path / "s.csv", keys="rows", **form)
+        options = {"table": tmp_path / "euclidean.h5", "link": "complete", **form}
+        out = tmp_path / f"o{threshold}.csv"
+        scores = pc.read_csv(tmp_path / "s.csv")
+        named = [[NAMES[n] for n in scores[side].to_pylist()] for side in ("left", "right")]
+        pq.write_table(
+            pa.table([*named, scores["score"]], scores.column_names), tmp_path / "s.parquet"
+        )
+        cluster(tmp_path / "s.parquet", out, threshold=threshold, **options)
+        (tmp_path / "s.csv").unlink()
+    found = [groups_by_id(tmp_path / f"o{threshold}.csv") for threshold in (2.5, -2.5)]
+    assert found[0] == found[1]
+    assert 1 < len(set(found[0].values())) < 8
+
+
 def test_a_group_too_large_for_the_memory_is_left_whole_and_told(tmp_path, monkeypatch):
     monkeypatch.setattr("fastpair.grouping.LINKED_BYTES", 2**26)
     options = {"threshold": 0.5, "link": "complete", "memory": "64MiB"}
