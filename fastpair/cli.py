@@ -21,7 +21,7 @@ BUILTIN_HELP = "MODEL is a model file or one of cosine, dot, euclidean, manhatta
 Summary = dict[str, Any]
 
 GOES_ON = "; --resume goes on where it stopped"
-RESUMABLE = {"score": GOES_ON}
+RESUMABLE = {"score": GOES_ON, "matrix": GOES_ON}
 """What to say after an interruption, by command."""
 
 
@@ -168,6 +168,12 @@ _output = click.option("-o", "--output", type=_path, required=True, help="File t
 _json = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
 )
+_compression = click.option(
+    "--compression",
+    type=click.Choice(["gzip", "lzf", "zstd", "lz4", "blosc2", "bitshuffle"]),
+    help="Compress an HDF5 output.",
+)
+_resume = click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 _threads = click.option(
     "--threads", type=click.IntRange(1), help="Threads to use.  [default: all processors]"
@@ -658,7 +664,8 @@ def features(as_json: bool, output: Path, kinds: str | None, **options: Any) -> 
 @_pair_columns
 @_keys
 @click.option("--dataset", metavar="NAME", help="Name of the pairs inside an HDF5 or npz file.")
-@click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
+@_compression
+@_resume
 @_threads
 @_memory
 @_overwrite
@@ -666,8 +673,8 @@ def features(as_json: bool, output: Path, kinds: str | None, **options: Any) -> 
 def score(as_json: bool, output: Path, **options: Any) -> None:
     """Score the PAIRS of a file by the rows of TABLE, in the order of the file.
 
-    The output is HDF5 (.h5, .hdf5), Parquet (.parquet), CSV or TSV (.csv, .tsv, also .gz); the
-    last two carry the entities as they came.
+    The output is HDF5 (.h5, .hdf5), Parquet (.parquet), CSV or TSV (.csv, .tsv, also .gz and
+    .zst); all but HDF5 carry the entities as they came.
     """
     from fastpair import jobs
 
@@ -693,6 +700,8 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
     "--bins", type=click.IntRange(1, 10**6), help="Bins of the histogram.  [default: 100]"
 )
 @click.option("--against", type=_path, metavar="TABLE", help="Table of the right entities.")
+@_compression
+@_resume
 @_threads
 @_memory
 @_overwrite
@@ -701,7 +710,9 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
     """Score all pairs of TABLE, or of TABLE and another one, and keep what is asked for.
 
     Choose one of --top-k, --threshold, --dense and --histogram. An entity is not paired with
-    itself, but in a dense matrix.
+    itself, but in a dense matrix. The output is HDF5 (.h5, .hdf5); a dense matrix may be .npy,
+    pairs above a threshold .npz (CSR for SciPy), the best of each row .parquet, .csv or .tsv, a
+    histogram .csv or .tsv. A histogram begins anew after an interruption.
     """
     chosen = [
         name
