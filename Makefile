@@ -2,6 +2,7 @@
 # make test     the fast tests
 # make lint     ruff and mypy
 # make wheel    the package, tested as it is installed
+# make kill-check   every output killed 25 times and resumed, some minutes
 # make bench    speed, side by side with what people use today
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -9,13 +10,16 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 RUN ?= build/bench.json
 
-.PHONY: demo test lint wheel bench clean
+.PHONY: demo test kill-check lint wheel bench clean
 
 demo: .venv/ready
 	$(BIN)/fastpair demo
 
 test: .venv/ready
 	$(BIN)/pytest
+
+kill-check: .venv/ready
+	FASTPAIR_KILLS=25 $(BIN)/pytest -s tests/test_kills.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import os
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -41,7 +42,9 @@ def listed(path, run, **options):
         for number in undone:
             rows = file.block(int(number))
             file.write_block(int(number), numbers(run, ROWS)[rows.start : rows.stop])
-        blocks = ((IDS[:BLOCK], IDS[:BLOCK], file.scores(n)[:BLOCK]) for n in range(file.blocks - 1))
+        blocks = (
+            (IDS[:BLOCK], IDS[:BLOCK], file.scores(n)[:BLOCK]) for n in range(file.blocks - 1)
+        )
         write_scored_pairs(path, blocks, overwrite=True)
         file.discard()
     return len(undone)
@@ -129,7 +132,7 @@ def test_whatever_a_crash_leaves_resumes_to_the_same_bytes_or_is_refused(tmp_pat
         job(tmp_path / "disk" / name, 1, overwrite=True)
     assert (tmp_path / "disk" / name).read_bytes() == expected
     again = refused = resumed = 0
-    for number, (cut, what, contents) in enumerate(disk.states(rng)):
+    for number, (cut, what, contents) in enumerate(disk.states(rng, choices=2)):
         folder = tmp_path / f"{number}"
         folder.mkdir()
         for file, content in contents.items():
@@ -183,3 +186,20 @@ def test_the_run_that_a_resume_does_not_fit_is_told(tmp_path, name):
     with pytest.raises(FastpairError, match="its kind is"):
         JOBS[other](tmp_path / other, 2, resume=True)
     assert (tmp_path / (other + ".partial")).read_bytes() == left
+
+
+def test_a_structure_with_a_flipped_byte_is_made_anew(tmp_path):
+    score(tmp_path / "whole.h5", 1)
+    expected = (tmp_path / "whole.h5").read_bytes()
+    interrupted(score, tmp_path / "s.h5", 1, 6)
+    left = (tmp_path / "s.h5.partial").read_bytes()
+    with h5py.File(tmp_path / "s.h5.partial") as file:
+        first = file["score"].id.get_offset()
+        texts = left.index(b"fastpair_kind"), left.index(b'{"run": "1"}')
+    for place in [*texts, texts[0] + 4, *np.random.default_rng(0).integers(0, first, 30)]:
+        damaged = bytearray(left)
+        damaged[place] ^= 4
+        (tmp_path / "s.h5.partial").write_bytes(damaged)
+        assert score(tmp_path / "s.h5", 1, resume=True) == 5
+        assert (tmp_path / "s.h5").read_bytes() == expected
+        (tmp_path / "s.h5").unlink()
