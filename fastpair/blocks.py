@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from fastpair.errors import ArgumentError, FileError
-from fastpair.hdf5 import WRITTEN, allocate, create_hdf5, open_hdf5, stamp, write_text
+from fastpair.hdf5 import WRITTEN, allocate, create_hdf5, open_hdf5, stamp, write_array, write_text
 from fastpair.journal import (
     Facts,
     Note,
@@ -102,7 +102,11 @@ class Content:
         make: Callable[[h5py.File, str, Sequence[int], str], None] = allocate,
     ) -> None:
         """Make everything but the numbers, each column and the checksums by `make`."""
-        told = {"checksum_rows": self.block_rows, "identity": as_text(identity)}
+        told = {
+            "checksum_rows": self.block_rows,
+            "checksum_columns": " ".join(column.name for column in self.columns),
+            "identity": as_text(identity),
+        }
         stamp(file, self.kind, {**told, **self.attributes})
         for column in self.columns:
             make(file, column.name, column.shape(self.rows), column.dtype)
@@ -110,7 +114,7 @@ class Content:
         for name, text in self.texts.items():
             write_text(file, name, text)
         for name, array in self.arrays.items():
-            file.create_dataset(name, data=array)
+            write_array(file, name, array)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from fastpair.export import FeatureBlock, write_features
 from fastpair.export import convert as convert_file
 from fastpair.files import Table, TableWriter, describe, read_model, read_table, write_model
 from fastpair.folding import Folder
-from fastpair.formats import Arrays, open_format
+from fastpair.formats import Arrays, Columns, open_format
 from fastpair.hdf5 import Hdf5Arrays
 from fastpair.ingest import EmbeddingSource, open_embeddings
 from fastpair.listing import export_format, write_scored_pairs
@@ -41,6 +41,8 @@ from fastpair.results import (
 )
 from fastpair.scoring import PairScorer, distance_form, meet
 from fastpair.staging import check_output, writing
+from fastpair.verifying import describe_log
+from fastpair.verifying import verify as verify_file
 
 Summary = dict[str, Any]
 Count = Callable[[int], None]
@@ -485,6 +487,7 @@ def project(
         unit=similarity.unit,
         threshold=similarity.threshold,
         calibration=similarity.calibration,
+        made_from={"embeddings_fingerprint": file_fingerprint(embeddings)},
         overwrite=overwrite,
     ) as table:
         for start, block in source.blocks(step):
@@ -1059,17 +1062,26 @@ NETWORK_NOTE = (
 )
 
 
-def info(file: Path) -> Summary:
+def info(file: Path, *, verify: bool = False) -> Summary:
     """Say what a file is and whether it is whole.
+
+    Parameters
+    ----------
+    verify : read everything in it, and say where it is damaged.
 
     Returns
     -------
     summary : ``summary`` (a sentence), ``kind`` (None for files of others), ``datasets`` (shape
-        and type by name), ``attributes``, ``ids``, ``whole`` (None where nothing tells).
+        and type by name), ``attributes``, ``ids``, ``whole`` (None where nothing tells); with
+        `verify` also ``damaged``, ``checked`` and ``unchecked``, see `fastpair.verifying.verify`.
     """
+    logged = describe_log(file)
+    if logged is not None:
+        return logged
     found = open_format(file)
     if isinstance(found, Hdf5Arrays):
-        return describe(file)
+        return {**describe(file), **(verify_file(file) if verify else {})}
+    checks = _read_through(found) if verify else {}
     if isinstance(found, Arrays):
         entries = {
             name: (list(shape), str(dtype)) for name, (shape, dtype) in found.entries.items()
@@ -1085,4 +1097,19 @@ def info(file: Path) -> Summary:
         "ids": False,
         "whole": None,
         "summary": f"a file of {found.format_name} with {', '.join(map(str, entries))}",
+        **checks,
     }
+
+
+def _read_through(file: Arrays | Columns) -> Summary:
+    """Read all of a file that has no checksums of ours; a FileError if that cannot be done."""
+    if isinstance(file, Arrays):
+        names = list(file.entries)
+        for name, (shape, _) in file.entries.items():
+            for start in range(0, shape[0] if shape else 0, SCORE_BLOCK):
+                file.read(name, start, min(start + SCORE_BLOCK, shape[0]))
+    else:
+        names = list(file.names)
+        for _ in file.batches(names):
+            pass
+    return {"damaged": [], "checked": [], "unchecked": names}

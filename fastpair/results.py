@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from fastpair.blocks import BlockFile, Column, Content, fitting_rows
 from fastpair.compression import write_rows
 from fastpair.errors import ArgumentError, FileError
-from fastpair.hdf5 import Output, expect_kind, open_hdf5, read_text
+from fastpair.hdf5 import Output, expect_kind, open_hdf5, read_text, write_array
 from fastpair.ids import check_ids
 from fastpair.journal import Record, RowLog
 from fastpair.staging import Staging, writing
@@ -319,8 +319,8 @@ def write_histogram(
     """Write how the scores of all pairs are spread: `edges` (B + 1,) and `counts` (B,) int64."""
 
     def lay_out(file: h5py.File) -> None:
-        file.create_dataset("edges", data=np.asarray(edges, np.float64))
-        file.create_dataset("counts", data=np.asarray(counts, np.int64))
+        write_array(file, "edges", np.asarray(edges, np.float64))
+        write_array(file, "counts", np.asarray(counts, np.int64))
 
     told = {"form": "histogram", **(attributes or {})}
     with Output(path, "matrix", told, overwrite=overwrite, lay_out=lay_out):

@@ -112,9 +112,10 @@ def interrupted(job, path, run, at):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "pwrite", pwrite)
-        job(path, run)
+        with pytest.raises(KeyboardInterrupt):
+            job(path, run)
 
 
 @pytest.mark.parametrize("before", ["nothing", "another run"])
