@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.utils import PacifyFlushWrapper
 
 from fastpair.errors import FastpairError
 
@@ -42,12 +43,21 @@ def main() -> None:
     except KeyboardInterrupt:
         _stop("interrupted" + _going_on(), 128 + _ended_by)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us is gone
-        _stop("standard output was closed before everything was printed", 1)
+        _stop_unheard()
+    except SystemExit:
+        if isinstance(sys.stdout, PacifyFlushWrapper):  # click's way to say the same
+            _stop_unheard()
+        raise
     except FastpairError as error:
         _stop(str(error), 1)
     except MemoryError:
         _stop("the machine has no memory left: give a smaller --memory or a smaller task", 1)
+
+
+def _stop_unheard() -> None:
+    """End where whoever read standard output is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
+    _stop("standard output was closed before everything was printed", 1)
 
 
 _ended_by: int = signal.SIGINT

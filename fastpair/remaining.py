@@ -104,6 +104,8 @@ def _together(sides: Sequence[Iterator[Any]], cut: Cut) -> Iterator[tuple[Any, .
             while held[number] is None or not len(held[number][0]):
                 held[number] = next(side, None)
                 if held[number] is None:
+                    for other in sides:  # all end here, and tell so
+                        next(other, None)
                     return
         count = min(len(part[0]) for part in held)
         pieces = [cut(part, count) for part in held]
