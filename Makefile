@@ -2,6 +2,7 @@
 # make test     the fast tests
 # make lint     ruff and mypy
 # make wheel    the package, tested as it is installed
+# make kill-check   every output killed 25 times and resumed, some minutes
 # make bench    speed, side by side with what people use today
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -14,13 +15,16 @@ PARALLEL ?= -n auto --maxprocesses 4
 INSTALLED := tests/test_cli.py tests/test_files.py tests/test_kernels.py tests/test_network.py \
 	tests/test_scoring.py tests/test_train_command.py
 
-.PHONY: demo test lint wheel bench clean
+.PHONY: demo test kill-check lint wheel bench clean
 
 demo: .venv/ready
 	$(BIN)/fastpair demo
 
 test: .venv/ready
 	$(BIN)/pytest $(PARALLEL)
+
+kill-check: .venv/ready
+	FASTPAIR_KILLS=25 $(BIN)/pytest -s tests/test_kills.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
+from click.utils import PacifyFlushWrapper
 
 from fastpair.errors import FastpairError
 
@@ -21,35 +24,61 @@ BUILTIN_HELP = "MODEL is a model file or one of cosine, dot, euclidean, manhatta
 Summary = dict[str, Any]
 
 GOES_ON = "; --resume goes on where it stopped"
-RESUMABLE = {"score": GOES_ON}
-"""What to say after an interruption, by command."""
+"""What to say after an interruption that leaves something to go on with."""
 
 
 def main() -> None:
     """Run the command line; a FastpairError becomes one sentence and exit code 1."""
     _use_wide_matrix_products()
+    signal.signal(signal.SIGTERM, _end)
     try:
         commands(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.Abort:
-        _stop("interrupted" + RESUMABLE.get(_command_named(), ""), 130)
+        _stop("interrupted" + _going_on(), 128 + _ended_by)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _stop("interrupted" + RESUMABLE.get(_command_named(), ""), 130)
+        _stop("interrupted" + _going_on(), 128 + _ended_by)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us is gone
-        sys.exit(1)
+        _stop_unheard()
+    except SystemExit:
+        if isinstance(sys.stdout, PacifyFlushWrapper):  # click's way to say the same
+            _stop_unheard()
+        raise
     except FastpairError as error:
         _stop(str(error), 1)
     except MemoryError:
         _stop("the machine has no memory left: give a smaller --memory or a smaller task", 1)
 
 
-def _command_named() -> str:
-    return next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+def _stop_unheard() -> None:
+    """End where whoever read standard output is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
+    _stop("standard output was closed before everything was printed", 1)
+
+
+_ended_by: int = signal.SIGINT
+"""The signal that ended the process, if one did."""
+
+
+def _end(number: int, _frame: object) -> None:
+    """Let a signal end the process as Ctrl-C does: what is of no use to a resume is removed."""
+    global _ended_by
+    _ended_by = number
+    raise KeyboardInterrupt
+
+
+def _going_on() -> str:
+    """What to say of work that is left, if some is."""
+    words = sys.argv[1:]
+    if not words or words[0] not in ("score", "matrix"):
+        return ""
+    outputs = [b for a, b in pairwise(words) if a in ("-o", "--output")]
+    outputs += [word.partition("=")[2] for word in words if word.startswith("--output=")]
+    return GOES_ON if any(os.path.exists(f"{output}.partial") for output in outputs) else ""
 
 
 def _stop(sentence: str, code: int) -> None:
@@ -168,6 +197,12 @@ _output = click.option("-o", "--output", type=_path, required=True, help="File t
 _json = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
 )
+_compression = click.option(
+    "--compression",
+    type=click.Choice(["gzip", "lzf", "zstd", "lz4", "blosc2", "bitshuffle"]),
+    help="Compress an HDF5 output.",
+)
+_resume = click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 _threads = click.option(
     "--threads", type=click.IntRange(1), help="Threads to use.  [default: all processors]"
@@ -366,7 +401,7 @@ def train(as_json: bool, output: Path, **options: Any) -> None:
             summary = jobs.train(output=output, **reports, **options)
         except KeyboardInterrupt:
             state = output.with_name(output.name + SUFFIX)
-            _stop("interrupted" + (GOES_ON if state.exists() else ""), 130)
+            _stop("interrupted" + (GOES_ON if state.exists() else ""), 128 + _ended_by)
     if not as_json and summary["arms"]:
         _show_arms(summary["arms"])
     _finish(
@@ -658,7 +693,8 @@ def features(as_json: bool, output: Path, kinds: str | None, **options: Any) -> 
 @_pair_columns
 @_keys
 @click.option("--dataset", metavar="NAME", help="Name of the pairs inside an HDF5 or npz file.")
-@click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
+@_compression
+@_resume
 @_threads
 @_memory
 @_overwrite
@@ -666,8 +702,8 @@ def features(as_json: bool, output: Path, kinds: str | None, **options: Any) -> 
 def score(as_json: bool, output: Path, **options: Any) -> None:
     """Score the PAIRS of a file by the rows of TABLE, in the order of the file.
 
-    The output is HDF5 (.h5, .hdf5), Parquet (.parquet), CSV or TSV (.csv, .tsv, also .gz); the
-    last two carry the entities as they came.
+    The output is HDF5 (.h5, .hdf5), Parquet (.parquet), CSV or TSV (.csv, .tsv, also .gz and
+    .zst); all but HDF5 carry the entities as they came.
     """
     from fastpair import jobs
 
@@ -693,6 +729,8 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
     "--bins", type=click.IntRange(1, 10**6), help="Bins of the histogram.  [default: 100]"
 )
 @click.option("--against", type=_path, metavar="TABLE", help="Table of the right entities.")
+@_compression
+@_resume
 @_threads
 @_memory
 @_overwrite
@@ -701,7 +739,9 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
     """Score all pairs of TABLE, or of TABLE and another one, and keep what is asked for.
 
     Choose one of --top-k, --threshold, --dense and --histogram. An entity is not paired with
-    itself, but in a dense matrix.
+    itself, but in a dense matrix. The output is HDF5 (.h5, .hdf5); a dense matrix may be .npy,
+    pairs above a threshold .npz (CSR for SciPy), the best of each row .parquet, .csv or .tsv, a
+    histogram .csv or .tsv. A histogram begins anew after an interruption.
     """
     chosen = [
         name
@@ -900,19 +940,29 @@ def bench(as_json: bool, **options: Any) -> None:
 
 @commands.command()
 @click.argument("file", type=_path)
+@click.option("--verify", is_flag=True, help="Read everything, and say where it is damaged.")
 @_json
-def info(file: Path, as_json: bool) -> None:
-    """Say what FILE is and whether it is whole."""
+def info(file: Path, verify: bool, as_json: bool) -> None:
+    """Say what FILE is and whether it is whole; with --verify, exit with 1 if it is not."""
     from fastpair import jobs
+    from fastpair.errors import FileError
 
-    summary = jobs.info(file)
+    summary = jobs.info(file, verify=verify)
     if as_json:
         _finish(summary, True)
+    else:
+        click.echo(f"{file}: {summary['summary']}")
+        for name, entry in summary["datasets"].items():
+            shape = " x ".join(map(str, entry["shape"])) or "one value"
+            click.echo(f"  {name:<16} {shape:<20} {entry['dtype']}")
+        for name, value in summary["attributes"].items():
+            if not isinstance(value, dict | list):
+                click.echo(f"  {name.replace('_', ' ')}: {value}")
+    if not verify:
         return
-    click.echo(f"{file}: {summary['summary']}")
-    for name, entry in summary["datasets"].items():
-        shape = " x ".join(map(str, entry["shape"])) or "one value"
-        click.echo(f"  {name:<16} {shape:<20} {entry['dtype']}")
-    for name, value in summary["attributes"].items():
-        if not isinstance(value, dict | list):
-            click.echo(f"  {name.replace('_', ' ')}: {value}")
+    damaged = summary.get("damaged", [])
+    if damaged:
+        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise FileError(f"{file} is damaged: {damaged[0]['sentence']}{more}; make it again.")
+    checked = ", ".join(summary.get("checked", [])) or "nothing in it has a checksum"
+    _say(f"all of it was read; compared with checksums: {checked}")

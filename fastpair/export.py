@@ -1,18 +1,15 @@
-"""Files for others and for later: scored pairs as CSV or Parquet, any accepted file as our HDF5."""
+"""Files for others and for later: features of pairs, and any accepted file as our HDF5."""
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fastpair.columns import pair_candidates, parse_labels
@@ -20,152 +17,11 @@ from fastpair.errors import ArgumentError
 from fastpair.files import write_embeddings, write_pairs
 from fastpair.formats import Arrays, Columns, TextColumns, is_number, open_format
 from fastpair.hdf5 import Output, allocate, write_text
-from fastpair.ids import all_integers, longest, text_array
+from fastpair.ids import all_integers, longest
 from fastpair.ingest import open_embeddings
-from fastpair.pairs import PairBlock, RawPairs, Side, is_key, open_raw_pairs, regroup_batches
+from fastpair.listing import export_format
+from fastpair.pairs import PairBlock, RawPairs, Side, is_key, open_raw_pairs
 from fastpair.staging import WRITING, Staging, check_output, writing
-
-EXPORTED_PAIRS = 1 << 17
-"""Pairs that are written together, and the row group of Parquet: equal content, equal bytes."""
-
-TEXT_FORMATS = {".csv": ",", ".tsv": "\t", ".csv.gz": ",", ".tsv.gz": "\t"}
-"""Suffixes of text files and the separators that they mean."""
-
-GZIP_LEVEL = 4
-"""How hard text is compressed: about half the time of the usual 6 for a few per cent more bytes."""
-
-ScoredBlock = tuple[pa.Array, pa.Array, np.ndarray]
-"""Left keys and right keys as they came, and their float32 scores, each (b,)."""
-
-
-# --- scored pairs -------------------------------------------------------------------------------
-
-
-def export_format(path: str | Path) -> str | None:
-    """The format that a suffix means: a suffix of text files, ".parquet", or None for HDF5."""
-    name = Path(path).name.lower()
-    suffixes = [*TEXT_FORMATS, ".parquet"]
-    return next((suffix for suffix in suffixes if name.endswith(suffix)), None)
-
-
-def write_scored_pairs(
-    path: str | Path,
-    blocks: Iterable[ScoredBlock],
-    *,
-    names: tuple[str, str] = ("left", "right"),
-    overwrite: bool = False,
-) -> int:
-    """Write pairs and their scores as CSV, TSV (also .gz) or Parquet.
-
-    Keys are written as they came. A float32 score is written as the shortest number that reads
-    back to it. Equal content gives equal bytes, whatever the sizes of the blocks.
-
-    Parameters
-    ----------
-    path : the file to make; its suffix says the format.
-    blocks : keys and scores in order; only some of them are in memory at once.
-    names : names of the key columns, default ("left", "right"); the third one is "score", or
-        "score_" if a key has that name.
-    overwrite : whether an existing file may be replaced, default False.
-
-    Returns
-    -------
-    int
-        The number of pairs written.
-
-    Raises
-    ------
-    ArgumentError
-        The suffix means none of these formats.
-    FileError
-        The file cannot be written.
-    """
-    suffix = export_format(path)
-    if suffix is None:
-        known = ", ".join([*TEXT_FORMATS, ".parquet"])
-        raise ArgumentError(f"{path} has none of the suffixes of these formats: {known}.")
-    score_name = "score"
-    while score_name in names:
-        score_name += "_"
-    header = [*names, score_name]
-    with Staging(path, overwrite=overwrite, suffix=WRITING) as staging:
-        if suffix == ".parquet":
-            return _write_parquet(staging, blocks, header)
-        with _text_output(staging, suffix.endswith(".gz")) as file:
-            return _write_text(file, staging, blocks, header, TEXT_FORMATS[suffix])
-
-
-@contextmanager
-def _text_output(staging: Staging, compress: bool) -> Iterator[IO[bytes] | gzip.GzipFile]:
-    """The staged file, emptied, perhaps compressed; without name or time inside."""
-    with writing(staging.path), ExitStack() as stack:
-        file = stack.enter_context(open(staging.partial, "wb"))
-        if compress:
-            yield stack.enter_context(gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0))
-        else:
-            yield file
-
-
-def _write_text(
-    file: IO[bytes] | gzip.GzipFile,
-    staging: Staging,
-    blocks: Iterable[ScoredBlock],
-    header: list[str],
-    separator: str,
-) -> int:
-    names = _quoted(pa.array(header), separator).to_pylist()
-    file.write((separator.join(names) + "\n").encode())
-    count = 0
-    for left, right, scores in _smaller(blocks):
-        fields = [_quoted(text_array(keys), separator) for keys in (left, right)]
-        numbers = pc.cast(pa.array(scores, pa.float32()), pa.string())
-        ends = pc.binary_join_element_wise(numbers, "", "\n")  # every line ends with a newline
-        lines = pc.binary_join_element_wise(*fields, ends, separator)
-        offsets = np.frombuffer(lines.buffers()[1], np.int32)[lines.offset :]
-        if len(lines):
-            file.write(lines.buffers()[2][int(offsets[0]) : int(offsets[len(lines)])])
-        count += len(lines)
-    return count
-
-
-def _quoted(text: pa.Array, separator: str) -> pa.Array:
-    """Text in quotes where CSV needs them."""
-    special = pc.match_substring_regex(text, f'[{separator}"\r\n]')
-    if not pc.any(special).as_py():
-        return text
-    doubled = pc.replace_substring(text, '"', '""')
-    return pc.if_else(special, pc.binary_join_element_wise('"', doubled, '"', ""), text)
-
-
-def _smaller(blocks: Iterable[ScoredBlock]) -> Iterator[ScoredBlock]:
-    """The same pairs in blocks of at most `EXPORTED_PAIRS`."""
-    for left, right, scores in blocks:
-        for start in range(0, len(scores), EXPORTED_PAIRS):
-            part = slice(start, start + EXPORTED_PAIRS)
-            yield left[part], right[part], scores[part]
-
-
-def _write_parquet(staging: Staging, blocks: Iterable[ScoredBlock], header: list[str]) -> int:
-    batches = (
-        pa.RecordBatch.from_arrays([left, right, pa.array(scores, pa.float32())], header)
-        for left, right, scores in blocks
-    )
-    kinds = [pa.string(), pa.string(), pa.float32()]
-    first = next(batches, None)
-    if first is None:
-        first = pa.RecordBatch.from_arrays([pa.array([], kind) for kind in kinds], header)
-    count = 0
-    with ExitStack() as stack:
-        with writing(staging.path):
-            writer = stack.enter_context(pq.ParquetWriter(staging.partial, first.schema))
-        for batch in regroup_batches(chain([first], batches), EXPORTED_PAIRS):
-            with writing(staging.path):
-                writer.write_batch(batch, row_group_size=EXPORTED_PAIRS)
-            count += batch.num_rows
-        with writing(staging.path):
-            stack.close()
-    return count
-
 
 # --- features of pairs --------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,11 +31,14 @@ from fastpair.hdf5 import (
     fastpair_kind,
     open_hdf5,
     read_text,
+    text_checksum,
+    write_array,
     write_text,
 )
 from fastpair.ids import check_ids, fixed_length, text_parts
 from fastpair.kernels import SEGMENTS, Network, Plan, RowLayout
 from fastpair.staging import PARTIAL, WRITING, read_at, write_at, writing
+from fastpair.verifying import blocks_whole
 
 if TYPE_CHECKING:
     from fastpair.model import Isotonic, Model
@@ -239,6 +242,7 @@ class TableWriter(Output):
         unit: str,
         threshold: float | None = None,
         calibration: Isotonic | None = None,
+        made_from: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> None:
         self.count, self.dtype, self.written = count, plan.layout.dtype, 0
@@ -253,10 +257,10 @@ class TableWriter(Output):
             if ids is not None:
                 write_text(file, "ids", ids)
             for name, array in sorted(plan.network.arrays.items() if plan.network else ()):
-                file.create_dataset(f"network/{name}", data=array)
+                write_array(file, f"network/{name}", array)
             if calibration is not None:
                 curve = np.stack([calibration.scores, calibration.probabilities])
-                file.create_dataset("calibration", data=curve)
+                write_array(file, "calibration", curve)
 
         attributes = {
             "plan": plan_to_json(plan),
@@ -270,6 +274,8 @@ class TableWriter(Output):
             "unit": unit,
             "threshold": None if threshold is None else float(threshold),
             "checksum_rows": self.block_rows,
+            "checksum_columns": "rows",
+            **(made_from or {}),
         }
         super().__init__(path, "table", attributes, overwrite=overwrite, lay_out=lay_out)
         self._start = self.place("rows")
@@ -347,7 +353,7 @@ def read_table(path: str | Path, *, random_access: bool = True) -> Table:
         table = Table(
             rows=rows,
             plan=plan,
-            ids=read_text(file["ids"]) if "ids" in file else None,
+            ids=_checked_ids(file),
             fingerprint=str(file.attrs["model_fingerprint"]),
             model_name=str(file.attrs["model_name"]),
             side=str(file.attrs["side"]),
@@ -359,6 +365,15 @@ def read_table(path: str | Path, *, random_access: bool = True) -> Table:
         if table.ids is not None and len(table.ids) != len(rows):
             raise ValueError(f"{len(table.ids)} ids for {len(rows)} rows")
     return table
+
+
+def _checked_ids(file: h5py.File) -> pa.Array | None:
+    if "ids" not in file:
+        return None
+    ids, stored = read_text(file["ids"]), file["ids"].attrs.get("checksum")
+    if stored is not None and text_checksum(ids) != stored:
+        raise ValueError("its ids do not agree with their checksum")
+    return ids
 
 
 def _read_calibration(file: h5py.File) -> Isotonic | None:
@@ -431,7 +446,7 @@ def write_model(path: str | Path, model: Model, *, overwrite: bool = False) -> N
 
     def lay_out(file: h5py.File) -> None:
         for name in sorted(arrays):
-            file.create_dataset(f"arrays/{name}", data=np.asarray(arrays[name]))
+            write_array(file, f"arrays/{name}", arrays[name])
 
     attributes = {"config": text, "fingerprint": model.fingerprint()}
     with Output(path, "model", attributes, overwrite=overwrite, lay_out=lay_out):
@@ -542,22 +557,12 @@ def _text(text: str) -> str:
 
 
 def _progress(path: Path, file: h5py.File) -> dict[str, Any]:
-    """Which blocks of rows or scores agree with their checksums."""
-    dataset = file["score" if file.attrs["fastpair_kind"] == "scores" else "rows"]
-    start, width = dataset.id.get_offset(), dataset.dtype.itemsize
-    sums = file["block_checksum"][:].tolist()
-    if len(dataset) and start is None:
-        return {}  # repacked by another tool
-    done = 0
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        pieces = _pieces(len(dataset), int(file.attrs["checksum_rows"]))
-        for piece, checksum in zip(pieces, sums, strict=True):
-            block = np.empty((len(piece), width), np.uint8)
-            done += bool(checksum) and _load(block, piece, descriptor, start) == checksum
-    finally:
-        os.close(descriptor)
-    return {"blocks": len(sums), "blocks_done": done, "whole": done == len(sums)}
+    """Which blocks of rows agree with their checksums."""
+    whole = blocks_whole(path, file)
+    if whole is None:
+        return {}
+    done = int(whole.sum())
+    return {"blocks": len(whole), "blocks_done": done, "whole": done == len(whole)}
 
 
 def _model_summary(attributes: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ runs, and `results`, which keeps what comes out, build on this room.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,7 +22,7 @@ import pyarrow as pa
 
 from fastpair.chunks import ChunkReader, inflates, rows_together
 from fastpair.errors import FastpairError, FileError
-from fastpair.ids import fixed_length, longest, text_from_numpy
+from fastpair.ids import fixed_length, longest, text_from_numpy, text_parts
 from fastpair.staging import PARTIAL, Staging, writing
 
 FORMAT_VERSION = 1
@@ -61,6 +62,12 @@ def reading(path: Path) -> Iterator[None]:
             f"{path} is locked by another process that writes it; wait until that ends."
         ) from error
     except READING_ERRORS as error:
+        if "already open for write" in str(error):
+            raise FileError(
+                f"{path} was not closed by the program that wrote it, or is still open there; "
+                "wait until that ends, or say `h5clear -s` to this file and look whether it is "
+                "whole."
+            ) from error
         raise FileError(
             f"{path} cannot be read: it is damaged, cut short or not what it says it is "
             f"({_short(error)}); make or fetch it again."
@@ -155,6 +162,40 @@ def write_text(file: h5py.File, name: str, text: pa.Array) -> None:
         part = text.slice(start, IDS_AT_ONCE)
         values = fixed_length(part, width).view(kind) if fixed else part.to_numpy(False)
         dataset[start : start + len(part)] = values
+    dataset.attrs["checksum"] = text_checksum(text)
+
+
+def text_checksum(text: pa.Array) -> np.uint64:
+    """What stands for text: a crc32 of all lengths and one of all bytes."""
+    lengths = data = 0
+    for start in range(0, len(text), IDS_AT_ONCE):
+        positions, content = text_parts(text.slice(start, IDS_AT_ONCE))
+        lengths = zlib.crc32(np.diff(positions).astype("<i8").data, lengths)
+        data = zlib.crc32(content[positions[0] : positions[-1]].data, data)
+    return np.uint64(lengths << 32 | data)
+
+
+def write_array(file: h5py.File, name: str, array: np.ndarray) -> None:
+    """Store an array that is known as a whole, with a checksum."""
+    array = np.asarray(array)
+    file.create_dataset(name, data=array).attrs["checksum"] = array_checksum(array)
+
+
+def array_checksum(array: np.ndarray) -> np.uint64:
+    """What stands for an array: a crc32 of its numbers, little-endian, in C order."""
+    array = np.asarray(array)
+    little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    return np.uint64(WRITTEN | zlib.crc32(little.data))
+
+
+def attributes_checksum(file: h5py.File) -> int:
+    """What stands for the attributes of a file, their own checksum left out."""
+    checksum = 0
+    for name in sorted(set(file.attrs) - {"attributes_checksum"}):
+        value = file.attrs[name]
+        content = value if isinstance(value, str) else repr(np.asarray(value).tolist())
+        checksum = zlib.crc32(f"{name}={content}\n".encode(errors="surrogateescape"), checksum)
+    return checksum
 
 
 def read_text(dataset: h5py.Dataset, start: int = 0, stop: int | None = None) -> pa.Array:
@@ -249,6 +290,7 @@ def stamp(file: h5py.File, kind: str, attributes: Mapping[str, Any]) -> None:
     for name, value in {**common, **attributes}.items():
         if value is not None:
             file.attrs[name] = value
+    file.attrs["attributes_checksum"] = np.uint64(attributes_checksum(file))
 
 
 def allocate(file: h5py.File, name: str, shape: Sequence[int], dtype: np.dtype | str) -> None:
@@ -293,6 +335,7 @@ class Output:
                 self.file = create_hdf5(self.staging.partial)
                 stamp(self.file, kind, attributes)
                 lay_out(self.file)
+                self.file.flush()  # who looks at it meanwhile sees what it will be
         except BaseException:
             self.abandon()
             raise

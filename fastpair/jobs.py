@@ -19,28 +19,30 @@ from typing import Any
 
 import numpy as np
 
-from fastpair.backend import LEAST_MEMORY, memory_budget, read_ahead, thread_count
+from fastpair.backend import LEAST_MEMORY, memory_budget, thread_count
+from fastpair.compression import check_filter, write_compressed
 from fastpair.errors import ArgumentError, DataError, MemoryBudgetError, MismatchError
-from fastpair.export import FeatureBlock, export_format, write_features, write_scored_pairs
+from fastpair.export import FeatureBlock, write_features
 from fastpair.export import convert as convert_file
 from fastpair.files import Table, TableWriter, describe, read_model, read_table, write_model
 from fastpair.folding import Folder
-from fastpair.formats import Arrays, open_format
+from fastpair.formats import Arrays, Columns, open_format
 from fastpair.hdf5 import Hdf5Arrays
 from fastpair.ingest import EmbeddingSource, open_embeddings
+from fastpair.listing import export_format, write_scored_pairs
+from fastpair.matrix_output import MatrixOutput, check_form
 from fastpair.model import BUILTINS, Model, builtin, sigmoid
 from fastpair.pairs import PairBlock, PairSource, open_pairs, open_raw_pairs
+from fastpair.remaining import RemainingPairs
 from fastpair.results import (
     SCORE_BLOCK,
-    DenseWriter,
     ScoreFile,
-    SparseWriter,
-    TopKWriter,
     write_filtered_scores,
-    write_histogram,
 )
 from fastpair.scoring import PairScorer, distance_form, meet
 from fastpair.staging import check_output, writing
+from fastpair.verifying import describe_log
+from fastpair.verifying import verify as verify_file
 
 Summary = dict[str, Any]
 Count = Callable[[int], None]
@@ -485,6 +487,7 @@ def project(
         unit=similarity.unit,
         threshold=similarity.threshold,
         calibration=similarity.calibration,
+        made_from={"embeddings_fingerprint": file_fingerprint(embeddings)},
         overwrite=overwrite,
     ) as table:
         for start, block in source.blocks(step):
@@ -595,6 +598,7 @@ def score(
     dataset: str | None = None,
     threads: int | None = None,
     memory: str | int | None = None,
+    compression: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Count = _ignore,
@@ -606,12 +610,13 @@ def score(
     ----------
     table : table of the left entities, and of the right ones unless `against` is given.
     pairs : file of any accepted format.
-    output : ``.h5`` / ``.hdf5``, ``.parquet``, ``.csv`` or ``.tsv`` (also ``.gz``).
+    output : ``.h5`` / ``.hdf5``, ``.parquet``, ``.csv`` or ``.tsv`` (also ``.gz`` and ``.zst``).
     probability : write probabilities of being good in place of scores.
     decision : write 1 for pairs that score at least the model's threshold and 0 for others.
     distance : write distances, for models that are minus a distance; see `distance_form`.
     min_score : keep only pairs of at least this, in what is written; default: all.
     memory : what may be allocated, the tables included.
+    compression : name of a filter for an HDF5 output; see `fastpair.compression.FILTERS`.
     resume : go on with what an interrupted run left.
 
     Raises
@@ -628,6 +633,10 @@ def score(
     suffix = export_format(output)
     if suffix is None:
         _expect_hdf5(output)
+    if compression is not None:
+        check_filter(compression)
+        if suffix is not None:
+            raise ArgumentError(f"--compression {compression} is for HDF5, and {output} is none")
     inputs = [Path(path) for path in (table, pairs, against) if path is not None]
     check_output(output, overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
@@ -660,7 +669,7 @@ def score(
     identity = {
         "table": left.digest,
         "right table": both.digest,
-        "pair file": file_identity(pairs),
+        "pair file": file_fingerprint(pairs),
         "columns": f"{source.names[0]}, {source.names[1]}, {source.keys}",
         "unit": unit,
         "dataset": str(dataset),
@@ -672,7 +681,13 @@ def score(
         attributes["threshold"] = left.threshold
     scoring_begun = time.perf_counter()
     with ScoreFile(
-        output, source.count, identity, attributes=attributes, overwrite=overwrite, resume=resume
+        output,
+        source.count,
+        identity,
+        watched={"time of the pair file": file_time(pairs)},
+        attributes=attributes,
+        overwrite=overwrite,
+        resume=resume,
     ) as file:
         try:
             resumed = _score_blocks(file, source, scorer, written, progress)
@@ -680,11 +695,8 @@ def score(
             file.discard()  # no resume can mend the pair file
             raise
         scoring_seconds = time.perf_counter() - scoring_begun
-        kept = source.count
-        if suffix is None and min_score is None:
-            file.finish()
-        else:
-            kept = _export(file, source, output, suffix, min_score, attributes, overwrite)
+        finishing = _Finishing(file, source, output, min_score, compression, overwrite)
+        kept = finishing.listed() if suffix is not None else finishing.hdf5()
     return {
         "output": str(output),
         "pairs": source.count,
@@ -808,67 +820,119 @@ def _score_blocks(
         return source.count
     start = int(undone[0]) * SCORE_BLOCK
     progress(start)
-    for block, scores in scorer.stream(source.blocks(SCORE_BLOCK, start, threads=scorer.threads)):
+    blocks = source.blocks(SCORE_BLOCK, start, threads=scorer.threads)
+    wanted = (block for block in blocks if not file.done[block.start // SCORE_BLOCK])
+    for block, scores in scorer.stream(wanted):
         file.write_block(block.start // SCORE_BLOCK, written(scores))
         progress(len(scores))
     return start
 
 
-def _export(
-    file: ScoreFile,
-    source: PairSource,
-    output: Path,
-    suffix: str | None,
-    min_score: float | None,
-    attributes: Summary,
-    overwrite: bool,
-) -> int:
-    """Write the staged scores as what was asked for, with the keys of the pair file."""
+class _Finishing:
+    """Turns staged scores, all of which are done, into what was asked for.
 
-    def scored() -> Iterator[tuple[PairBlock, np.ndarray, np.ndarray]]:
-        of_block, scores = -1, np.empty(0, dtype=np.float32)
-        for block in source.blocks(EXPORTED_AT_ONCE, keep_keys=suffix is not None):
-            number, first = divmod(block.start, SCORE_BLOCK)
-            if number != of_block:
-                of_block, scores = number, file.read_block(number)
-            part = scores[first : first + len(block.left)]
-            kept = np.arange(len(part))
-            if min_score is not None:
-                kept = np.flatnonzero(part.astype(np.float64) >= min_score)
-            yield block, part, kept
+    Parameters
+    ----------
+    file : the staged scores.
+    source : the pairs, for their keys.
+    output : the file to make.
+    min_score : keep only pairs of at least this; None: all.
+    compression : name of a filter, or None.
+    overwrite : whether an existing file may be replaced.
+    """
 
-    def with_keys() -> Iterator[tuple[Any, Any, np.ndarray]]:
-        for block, scores, kept in scored():
-            assert block.left_keys is not None
-            assert block.right_keys is not None
-            yield block.left_keys.take(kept), block.right_keys.take(kept), scores[kept]
+    def __init__(
+        self,
+        file: ScoreFile,
+        source: PairSource,
+        output: Path,
+        min_score: float | None,
+        compression: str | None,
+        overwrite: bool,
+    ) -> None:
+        self.file, self.source, self.output = file, source, output
+        self.min_score, self.compression, self.overwrite = min_score, compression, overwrite
 
-    if suffix is not None:
-        written = write_scored_pairs(output, with_keys(), names=source.names, overwrite=overwrite)
-    else:
-        written = write_filtered_scores(
-            output,
+    def hdf5(self) -> int:
+        """Give the scores their name, or write those that are kept; return how many."""
+        if self.min_score is not None:
+            return self._filtered(self.min_score)
+        if self.compression is None:
+            self.file.finish()
+        else:
+            write_compressed(self.file, self.compression, overwrite=self.overwrite)
+            self.file.discard()
+        return self.source.count
+
+    def _filtered(self, least: float) -> int:
+        kept = sum(
+            int(np.count_nonzero(self.file.scores(number).astype(np.float64) >= least))
+            for number in range(self.file.blocks)
+        )
+        write_filtered_scores(
+            self.output,
+            kept,
             (
                 (block.start + kept, block.left[kept], block.right[kept], scores[kept])
-                for block, scores, kept in scored()
+                for block, scores, kept in self._scored(keep_keys=False)
             ),
-            attributes={**attributes, "min_score": min_score},
-            overwrite=overwrite,
+            self.file.identity,
+            attributes={**self.file.content.attributes, "min_score": least},
+            compression=self.compression,
+            overwrite=self.overwrite,
         )
-    file.discard()
-    return written
+        self.file.discard()
+        return kept
+
+    def listed(self) -> int:
+        """Write scores beside the keys as they came; return how many."""
+        unit = str(self.file.content.attributes["unit"])
+        kept = write_scored_pairs(
+            self.output,
+            (
+                (block.left_keys.take(kept), block.right_keys.take(kept), scores[kept])
+                for block, scores, kept in self._scored(keep_keys=True)
+                if block.left_keys is not None and block.right_keys is not None
+            ),
+            names=self.source.names,
+            score=unit if unit in COLUMNS_BY_UNIT else "score",
+            overwrite=self.overwrite,
+        )
+        self.file.discard()
+        return kept
+
+    def _scored(self, keep_keys: bool) -> Iterator[tuple[PairBlock, np.ndarray, np.ndarray]]:
+        """Blocks of pairs, their scores, and which of them are kept."""
+        of_block, scores = -1, np.empty(0, dtype=np.float32)
+        for block in self.source.blocks(EXPORTED_AT_ONCE, keep_keys=keep_keys):
+            number, first = divmod(block.start, SCORE_BLOCK)
+            if number != of_block:
+                of_block, scores = number, self.file.scores(number)
+            part = scores[first : first + len(block.left)]
+            kept = np.arange(len(part))
+            if self.min_score is not None:
+                kept = np.flatnonzero(part.astype(np.float64) >= self.min_score)
+            yield block, part, kept
 
 
-def file_identity(path: Path) -> str:
-    """What tells a large input from another one without reading it: its size, times and ends."""
+COLUMNS_BY_UNIT = ("probability", "decision", "distance")
+"""What a column of CSV or Parquet is called by the unit that is written; others: score."""
+
+
+def file_fingerprint(path: Path) -> str:
+    """What tells a large input from another one without reading it whole: its size and ends."""
     path = Path(path)
-    about = path.stat()
-    digest = hashlib.sha256(f"{about.st_size} {about.st_mtime_ns} ".encode())
+    digest = hashlib.sha256(f"{path.stat().st_size} ".encode())
     with path.open("rb") as file:
         digest.update(file.read(1 << 20))
-        file.seek(max(0, about.st_size - (1 << 20)))
+        file.seek(max(0, path.stat().st_size - (1 << 20)))
         digest.update(file.read())
     return digest.hexdigest()
+
+
+def file_time(path: Path) -> str:
+    """When a file was last changed: what its fingerprint does not see."""
+    return str(Path(path).stat().st_mtime_ns)
 
 
 def _prepare_kernels() -> None:
@@ -905,6 +969,8 @@ def matrix(
     against: Path | None = None,
     threads: int | None = None,
     memory: str | int | None = None,
+    compression: str | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     progress: Count = _ignore,
     expect: Callable[[int | None], None] | None = None,
@@ -913,8 +979,11 @@ def matrix(
 
     Parameters
     ----------
+    output : ``.h5`` / ``.hdf5``; see `fastpair.matrix_output.SUFFIXES` for what else.
     top_k, threshold, dense, histogram : exactly one of them; `bins` goes with the last.
     memory : what may be allocated, the tables included.
+    compression : name of a filter for an HDF5 output; see `fastpair.compression.FILTERS`.
+    resume : go on with what an interrupted run left; a histogram begins anew.
 
     Returns
     -------
@@ -928,9 +997,13 @@ def matrix(
         raise ArgumentError("choose one of top_k, threshold, dense and histogram")
     if bins is not None and not histogram:
         raise ArgumentError(f"bins is {bins} but goes with histogram alone")
-    _expect_hdf5(output)
+    form = ("top-k", "threshold", "dense", "histogram")[chosen.index(True)]
+    output = Path(output)
+    check_form(output, form, compression)
+    if compression is not None:
+        check_filter(compression)
     inputs = [Path(path) for path in (table, against) if path is not None]
-    check_output(Path(output), overwrite=overwrite, inputs=inputs)
+    check_output(output, overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
     left, right, budget = _load_tables(table, against, memory)
     both = right or left
@@ -942,52 +1015,50 @@ def matrix(
             f"--memory leaves {budget} bytes beside the tables, but all pairs need at least "
             f"{LEAST_MEMORY}: allow more"
         )
-    pairs = all_pairs(
-        left.rows,
-        None if right is None else right.rows,
-        left.plan,
-        threads=threads,
-        memory=budget,
-        progress=progress,
+
+    def walk(rows: np.ndarray, right_rows: np.ndarray | None, room: int) -> Any:
+        options: Summary = {"threads": threads, "memory": room, "progress": progress}
+        return all_pairs(rows, right_rows, left.plan, **options)
+
+    def remaining(start: int) -> RemainingPairs:
+        progress(start * len(both.rows))
+        others = None if right is None else right.rows
+        return RemainingPairs(walk, left.rows, others, budget, start)
+
+    target = MatrixOutput(
+        path=output,
+        form=form,
+        shape=(len(left.rows), len(both.rows)),
+        ids=left.ids,
+        ids_right=None if right is None else right.ids,
+        identity={
+            "table": left.digest,
+            "right table": both.digest,
+            "kernels": _kernel_digest(),
+            "device": "cpu",
+        },
+        attributes={"unit": left.unit, "model_fingerprint": left.fingerprint},
+        compression=compression,
+        overwrite=overwrite,
+        resume=resume,
     )
-    found: Summary = {}
-    common: Summary = {
-        "attributes": {"unit": left.unit, "model_fingerprint": left.fingerprint},
-        "overwrite": overwrite,
-    }
-    ids: Summary = {"ids": left.ids, "ids_right": None if right is None else right.ids}
     scoring_begun = time.perf_counter()
     if top_k is not None:
-        with TopKWriter(output, (len(left.rows), top_k), **ids, **common) as best:
-            for first, scores, indices in pairs.top_k(top_k):
-                best.write(first, indices, scores)
-        found = {"k": top_k}
+        found = {"k": top_k, **target.top_k(remaining, top_k)}
     elif threshold is not None:
-        common["attributes"]["threshold"] = threshold
-        kept = 0
-        with SparseWriter(output, (len(left.rows), len(both.rows)), **ids, **common) as sparse:
-            for _, counts, indices, scores in pairs.above(threshold):
-                sparse.append(counts, indices, scores)
-                kept += len(indices)
-        found = {"kept": kept}
+        found = target.threshold(remaining, threshold)
     elif dense:
-        with DenseWriter(output, (len(left.rows), len(both.rows)), **ids, **common) as full:
-            for first, scores in read_ahead(pairs.dense(), depth=0):  # two groups are in memory
-                full.write(first, 0, scores)
+        found = target.dense(remaining)
     else:
-        edges, counts = pairs.histogram(bins or 100)
-        write_histogram(output, edges, counts, **common)
-        found = {"edges": edges.tolist(), "counts": counts.tolist()}
+        found = target.histogram(remaining, bins or 100)
     seconds = time.perf_counter() - scoring_begun
+    rest = walked - found["resumed_from"] * len(both.rows)
     return {
         "output": str(output),
         "pairs": walked,
         **found,
         "seconds": time.perf_counter() - begun,
-        "pairs_per_second": walked / max(seconds, 1e-9),
-        "threads": pairs.threads,
-        "scan": pairs.scan,
-        "triangle": pairs.triangle,
+        "pairs_per_second": rest / max(seconds, 1e-9),
         "unit": left.unit,
         "notes": [] if left.plan.network is None else [NETWORK_NOTE],
     }
@@ -998,17 +1069,26 @@ NETWORK_NOTE = (
 )
 
 
-def info(file: Path) -> Summary:
+def info(file: Path, *, verify: bool = False) -> Summary:
     """Say what a file is and whether it is whole.
+
+    Parameters
+    ----------
+    verify : read everything in it, and say where it is damaged.
 
     Returns
     -------
     summary : ``summary`` (a sentence), ``kind`` (None for files of others), ``datasets`` (shape
-        and type by name), ``attributes``, ``ids``, ``whole`` (None where nothing tells).
+        and type by name), ``attributes``, ``ids``, ``whole`` (None where nothing tells); with
+        `verify` also ``damaged``, ``checked`` and ``unchecked``, see `fastpair.verifying.verify`.
     """
+    logged = describe_log(file)
+    if logged is not None:
+        return logged
     found = open_format(file)
     if isinstance(found, Hdf5Arrays):
-        return describe(file)
+        return {**describe(file), **(verify_file(file) if verify else {})}
+    checks = _read_through(found) if verify else {}
     if isinstance(found, Arrays):
         entries = {
             name: (list(shape), str(dtype)) for name, (shape, dtype) in found.entries.items()
@@ -1024,4 +1104,19 @@ def info(file: Path) -> Summary:
         "ids": False,
         "whole": None,
         "summary": f"a file of {found.format_name} with {', '.join(map(str, entries))}",
+        **checks,
     }
+
+
+def _read_through(file: Arrays | Columns) -> Summary:
+    """Read all of a file that has no checksums of ours; a FileError if that cannot be done."""
+    if isinstance(file, Arrays):
+        names = list(file.entries)
+        for name, (shape, _) in file.entries.items():
+            for start in range(0, shape[0] if shape else 0, SCORE_BLOCK):
+                file.read(name, start, min(start + SCORE_BLOCK, shape[0]))
+    else:
+        names = list(file.names)
+        for _ in file.batches(names):
+            pass
+    return {"damaged": [], "checked": [], "unchecked": names}

@@ -31,6 +31,8 @@ _Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Rows, columns and scores of pairs, as a scan finds them."""
 
 _ROWS_FINISHED_AT_ONCE = 1024
+_ROWS_YIELDED, _PARTS_YIELDED = 4096, 64
+"""The k best of a triangle come in parts of at least so many rows, at most so many of them."""
 _HITS_A_TASK = 1 << 16
 _CELLS = 1 << 13
 """Steps of the raw score in which a histogram looks bins up: they fit the first-level cache."""
@@ -132,11 +134,13 @@ class AllPairs:
             self.triangle = True
             triangle = sides.triangle(raised=True)
             best = _Candidates(self, 0, len(self.left), kept)
-            for pairs in triangle.run(
-                lambda task: best.scan(triangle.walk, task, *triangle.bounds)
-            ):
-                self.progress(pairs)
-            yield (0, *best.finish(k))
+            step, done = max(_ROWS_YIELDED, -(-len(self.left) // _PARTS_YIELDED)), 0
+            for i, j in triangle.run(lambda task: best.scan(triangle.walk, task, *triangle.bounds)):
+                self.progress(triangle.pairs(i, j))
+                ready = triangle.rows(i).stop  # behind a row's last block, all above it is done
+                if j == triangle.blocks - 1 and (ready - done >= step or ready == len(self.left)):
+                    yield (done, *best.finish(k, done, ready))
+                    done = ready
             return
         for first, last in sides.groups(row_bytes):
             left, bound = sides.left_side(first, last, raised=True)
@@ -153,7 +157,7 @@ class AllPairs:
 
             for walk, task, _ in sides.run(left, first, scan):
                 self.progress(_rows_of(walk, task) * walk.right_count)
-            yield (first, *best.finish(k))
+            yield (first, *best.finish(k, 0, last - first))
 
     # --- threshold ---
 
@@ -252,16 +256,16 @@ class AllPairs:
 
     # --- dense and histogram ---
 
-    def dense(self) -> Iterator[tuple[int, np.ndarray]]:
+    def dense(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, (rows, n') float32): the tiles' scores of every pair.
 
-        Those of one table are symmetric to the last bit.
+        Those of one table are symmetric to the last bit. The first row of all is `start`.
         """
         sides = self._sides()
         # A pair of one table is decided alike both ways round.
         others = np.zeros(len(self.right), np.float32) if self.distinct else sides.right_slack()
         # One group is used, one is filled; they are small, so that there is always one to write.
-        for first, last in sides.groups(2 * 4 * len(self.right), most=_DENSE_BYTES):
+        for first, last in sides.groups(2 * 4 * len(self.right), start, _DENSE_BYTES):
             scores = np.empty((last - first, len(self.right)), dtype=np.float32)
 
             def scan(
@@ -389,18 +393,20 @@ class _Candidates:
         state = self.floor, self.filled, self.heap, self.keys
         cpu.scan_top_k(self.table, walk, task, self.k, left_bound, right_bound, *state)
 
-    def finish(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and indices (rows, k) of the best; columns past those there are: empty."""
-        rows = self.rows
-        scores = np.full((rows, k), np.nan, dtype=np.float32)
-        indices = np.full((rows, k), -1, dtype=np.int64)
+    def finish(self, k: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores and indices (rows, k) of the best of rows `begin` to `end`.
+
+        Columns past those there are stay empty.
+        """
+        scores = np.full((end - begin, k), np.nan, dtype=np.float32)
+        indices = np.full((end - begin, k), -1, dtype=np.int64)
+        state = self.floor[begin:], self.filled[begin:], self.keys[begin:], scores, indices
 
         def part(low: int) -> None:
-            high = min(low + _ROWS_FINISHED_AT_ONCE, rows)
-            state = self.floor, self.filled, self.keys, scores, indices
-            cpu.finish_top_k(self.table, self.first, low, high, self.k, *state)
+            high = min(low + _ROWS_FINISHED_AT_ONCE, end - begin)
+            cpu.finish_top_k(self.table, self.first + begin, low, high, self.k, *state)
 
-        _exhaust(run_ordered(part, range(0, rows, _ROWS_FINISHED_AT_ONCE), self.threads))
+        _exhaust(run_ordered(part, range(0, end - begin, _ROWS_FINISHED_AT_ONCE), self.threads))
         return scores, indices
 
 
@@ -478,8 +484,8 @@ class NetworkPairs:
         self.progress = progress or (lambda pairs: None)
         self.scan, self.triangle = None, False
 
-    def _scores(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, scores (rows, n') float32) of groups of left rows."""
+    def _scores(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, scores (rows, n') float32) of groups of left rows from `start` on."""
         width = max(len(self.right), 1)
         bytes_a_pair = 4 * 8 + 2 * 4 + 3 * 8  # row numbers, scores, and what a reduction sorts
         step = self.memory // 2 // (width * bytes_a_pair)
@@ -489,7 +495,7 @@ class NetworkPairs:
                 "memory: allow more memory"
             )
         step = min(step, max(1, (1 << 22) // width))
-        for first in range(0, len(self.left), step):
+        for first in range(start, len(self.left), step):
             rows = np.arange(first, min(first + step, len(self.left)))
             left, right = np.repeat(rows, len(self.right)), np.tile(np.arange(width), len(rows))
             scores = self.scorer(left, right[: len(left)]).reshape(len(rows), len(self.right))
@@ -524,9 +530,9 @@ class NetworkPairs:
             rows, columns = np.nonzero(hits)
             yield first, np.bincount(rows, minlength=len(scores)), columns, scores[rows, columns]
 
-    def dense(self) -> Iterator[tuple[int, np.ndarray]]:
+    def dense(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, (rows, n') float32), as `AllPairs.dense`."""
-        return self._scores()
+        return self._scores(start)
 
     def histogram(self, bins: int = 100) -> tuple[np.ndarray, np.ndarray]:
         """Count all scores in equal bins, as `AllPairs.histogram`."""

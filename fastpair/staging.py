@@ -138,12 +138,30 @@ class Staging:
         """Whether the lock is still held."""
         return self.descriptor >= 0
 
-    def finish(self) -> None:
-        """Bring everything to the disk, give the file its name and lift the lock."""
+    def empty(self) -> None:
+        """Forget what is staged, so that no crash can bring it back."""
+        if os.fstat(self.descriptor).st_size:
+            os.ftruncate(self.descriptor, 0)
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring everything that was written so far to the disk."""
+        os.fsync(self.descriptor)
+
+    def finish(self, size: int | None = None) -> None:
+        """Bring everything to the disk, give the file its name and lift the lock.
+
+        Parameters
+        ----------
+        size : bytes that belong to the file; what stands behind them is cut off. Default: all.
+        """
         try:
             with writing(self.path):
                 self.flushing.finish()
-                os.fsync(self.descriptor)
+                self.flush()
+                if size is not None:
+                    os.ftruncate(self.descriptor, size)  # only now: a crash must not lose the note
+                    self.flush()
                 os.replace(self.partial, self.path)
                 folder = os.open(self.path.parent, os.O_RDONLY)
                 try:

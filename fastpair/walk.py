@@ -262,16 +262,16 @@ class Triangle:
         """How many pairs a task answers for, each in both directions."""
         return len(self.rows(i)) * len(self.rows(j)) * (1 if i == j else 2)
 
-    def run(self, work: Callable[[Task], None]) -> Iterator[int]:
+    def run(self, work: Callable[[Task], None]) -> Iterator[tuple[int, int]]:
         """Run ``work(task)`` so that for each row partners come in rising order, one task a time.
 
-        Yield pairs that are done.
+        Yield the row block and the column block of what is done. When the last column block of a
+        row block is, nothing touches the rows of this and of earlier row blocks any more.
         """
         with closing(
             run_triangle(lambda i, j: work(self.task(i, j)), self.blocks, self.threads)
         ) as tasks:
-            for i, j in tasks:
-                yield self.pairs(i, j)
+            yield from tasks
 
 
 def run_triangle(

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from fastpair.columns import find_columns, parse_labels
 from fastpair.errors import ArgumentError, DataError, FastpairError, FileError
-from fastpair.export import convert, export_format, write_scored_pairs
+from fastpair.export import convert
 from fastpair.ingest import open_embeddings
+from fastpair.listing import export_format, write_scored_pairs
 from fastpair.pairs import open_pairs
 
 STRANGE_IDS = [
