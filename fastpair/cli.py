@@ -176,6 +176,21 @@ _memory = click.option(
     "--memory", metavar="SIZE", help="Memory to use, such as 2GiB.  [default: 80 % of what is free]"
 )
 
+_device = _options(
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="DEVICE",
+        help="auto, cpu, gpu (all that are there), gpu:1 or gpu:0,1.",
+    ),
+    click.option(
+        "--device-memory",
+        metavar="SIZE",
+        help="Memory to use on each GPU, such as 8GiB.  [default: 90 % of what is free there]",
+    ),
+)
+
 
 def _import_own_head(
     _context: click.Context, _parameter: click.Parameter, name: str | None
@@ -661,6 +676,7 @@ def features(as_json: bool, output: Path, kinds: str | None, **options: Any) -> 
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run stopped.")
 @_threads
 @_memory
+@_device
 @_overwrite
 @_json
 def score(as_json: bool, output: Path, **options: Any) -> None:
@@ -695,6 +711,7 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
 @click.option("--against", type=_path, metavar="TABLE", help="Table of the right entities.")
 @_threads
 @_memory
+@_device
 @_overwrite
 @_json
 def matrix(as_json: bool, output: Path, **options: Any) -> None:
