@@ -99,7 +99,9 @@ def pick(device: str = "auto", *, pairs: int | None = None, least: int = LEAST_L
     numbers = range(count) if wanted is None else wanted
     if absent := [number for number in numbers if number >= count]:
         there = "gpu:0 alone" if count == 1 else f"gpu:0 to gpu:{count - 1}"
-        raise DeviceError(f"device is {device!r} but there is no gpu:{absent[0]}: {there} can be used")
+        raise DeviceError(
+            f"device is {device!r} but there is no gpu:{absent[0]}: {there} can be used"
+        )
     runtimes = []
     for number in numbers:
         runtime = open_gpu(number)
@@ -254,5 +256,3 @@ def probe(runtime: Any) -> str:
     runtime.download(score, scores, stream)
     runtime.synchronize(stream)
     return "" if score[0] == 32.0 else f"scores {score[0]} where 32 is right"
-
-

@@ -218,9 +218,7 @@ class _Scored(Generic[AnyBlock]):
         for rows, side in ((left, "left"), (right, "right")):
             check_kind(rows, side)
         starts = range(0, len(left), size)
-        self._parts = [
-            Part(left, right, self.scores, n, min(n + size, len(left))) for n in starts
-        ]
+        self._parts = [Part(left, right, self.scores, n, min(n + size, len(left))) for n in starts]
         return self._parts
 
     def result(self) -> tuple[AnyBlock, np.ndarray]:

@@ -140,6 +140,7 @@ class _Buffers:
 
     host: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     device: tuple[Any, Any, Any, Any]
+    count: int = 0
     ready: Any = None
     store: Callable[[np.ndarray, int], None] | None = None
     parts: Sequence[Part] = ()
@@ -402,7 +403,8 @@ class Worker:
         runtime.wait(self._out, runtime.record(self._work))
         runtime.download(host[2][:count], device[2], self._out)
         runtime.download(host[3], bad, self._out)
-        buffers.ready, buffers.store, buffers.parts = runtime.record(self._out), store, parts
+        buffers.count, buffers.store, buffers.parts = count, store, parts
+        buffers.ready = runtime.record(self._out)
         self._busy.append(buffers)
 
     def _copy(self, arrays: list[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -426,8 +428,7 @@ class Worker:
         try:
             self.runtime.synchronize(buffers.ready)
             assert buffers.store is not None
-            count = len(buffers.host[2])
-            buffers.store(buffers.host[2][:count], int(buffers.host[3][0]))
+            buffers.store(buffers.host[2][: buffers.count], int(buffers.host[3][0]))
         except Exception as error:
             self._fail(buffers.parts, error)
         buffers.store, buffers.parts = None, ()
