@@ -141,7 +141,7 @@ def _numbers(device: str) -> tuple[int, ...] | None:
 
 def find_gpus() -> int | Missing:
     """Return how many GPUs the driver lists, at least 1, or what is missing. Imports nothing."""
-    known = _driver_cuda()
+    known = driver_cuda()
     if known is None:
         return Missing(
             f"this machine has no NVIDIA driver ({_DRIVER} cannot be loaded)",
@@ -180,7 +180,7 @@ def _driver() -> Any:
         return None
 
 
-def _driver_cuda() -> int | None:
+def driver_cuda() -> int | None:
     """Return the newest CUDA that the driver knows, such as 12040; None without a driver."""
     driver, known = _driver(), ctypes.c_int(0)
     if driver is None or driver.cuDriverGetVersion(ctypes.byref(known)):
@@ -232,7 +232,7 @@ def _start(number: int) -> Any:
 def _what_failed(number: int, error: Exception) -> Missing:
     words = " ".join(f"{type(error).__name__}: {error}".split())
     if "nvrtc" in words.lower() and type(error).__name__ != "CompileException":
-        cuda = (_driver_cuda() or 0) // 1000
+        cuda = (driver_cuda() or 0) // 1000
         return Missing("CuPy finds no NVRTC, which compiles the kernels", install_line(cuda))
     return Missing(f"gpu:{number} does not work ({words[:300]})", "see that nvidia-smi shows it")
 

@@ -987,8 +987,9 @@ def matrix(
 
     Returns
     -------
-    summary : with ``device`` and ``device_note`` as in `score`, with ``scan``, the form of numbers in which pairs were looked for before the pair
-        kernel decided (None for networks), and ``triangle``, whether each pair was walked once.
+    summary : with ``device`` and ``device_note`` as in `score`; ``scan``, the form of numbers in
+        which pairs were looked for before the pair kernel decided (None for networks); and
+        ``triangle``, whether each pair was walked once.
     """
     chosen = (top_k is not None, threshold is not None, dense, histogram)
     if sum(chosen) != 1:
@@ -1084,9 +1085,10 @@ def _all_pairs(
         from fastpair.matrix import all_pairs
 
         return all_pairs(*rows, **options)
-    from fastpair.gpu_matrix import GpuPairs
+    from fastpair import gpu_matrix
 
-    return GpuPairs(*rows, devices=choice.runtimes, device_memory=device_memory, **options)
+    more: Summary = {"runtimes": choice.runtimes, "device_memory": device_memory}
+    return gpu_matrix.all_pairs(*rows, **more, **options)
 
 
 NETWORK_NOTE = (

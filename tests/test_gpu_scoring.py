@@ -147,7 +147,7 @@ def test_the_memory_of_a_device_is_kept_to(monkeypatch):
         assert scorer.resident == (budget > rows.nbytes)
         assert_same_bits(blocks, scorer.stream(blocks), PairScorer(rows, plan))
         assert runtime.most <= budget
-    with pytest.raises(MemoryBudgetError, match="gpu:0 has no room .* 1000 bytes"):
+    with pytest.raises(MemoryBudgetError, match=r"gpu:0 has no room .* 1000 bytes"):
         GpuPairScorer(rows, plan, devices=[SimulatedRuntime()], device_memory=1000)
     with pytest.raises(ArgumentError, match="device memory is 0"):
         GpuPairScorer(rows, plan, devices=[SimulatedRuntime()], device_memory=0)
@@ -275,7 +275,7 @@ def test_a_gpu_that_fails_is_told_in_one_sentence(monkeypatch):
         raise failure("cudaErrorIllegalAddress:\n an illegal memory access was encountered")
 
     monkeypatch.setattr("fastpair.kernels.gpu.score_pairs", fail)
-    with pytest.raises(DeviceError, match="^gpu:0 failed .*illegal memory access") as told:
+    with pytest.raises(DeviceError, match=r"^gpu:0 failed .*illegal memory access") as told:
         scorer(np.arange(9), np.arange(9))
     assert "\n" not in str(told.value)
 
