@@ -769,6 +769,13 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all chance.")
 @_threads
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="GPU to measure beside the CPU: auto (the first, if there is one), cpu (none), gpu:1.",
+)
 @_own_head
 @_json
 def bench(as_json: bool, **options: Any) -> None:
