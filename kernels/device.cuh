@@ -2,6 +2,48 @@
 //
 // Every multiply-add is written out as fmaf: devices are compiled with --fmad=false, so that the
 // bits are those of the contract (kernels/__init__.py) on any of them. Collectives of a warp take
-// its full mask, so whoever calls them first makes sure that all lanes get there.
+// its full mask: all lanes get to each of them. FP_HOST: the sources are built for tests on a CPU.
 
 #define FP_FULL_MASK 0xffffffffu
+
+// How a row lies in memory; LAYOUT in gpu.py.
+struct Layout {
+  int runs[10];           // vectors of 16 columns: plus and minus of each segment
+  int bias_at, scale_at;  // bytes into the row, or -1
+  long long row_bytes;
+};
+
+// The plan's numbers; CONSTANTS in gpu.py.
+struct Constants {
+  float constant, slope, offset;
+  float scales[5];  // of int8 segments
+};
+
+#ifndef FP_LINK  // place in LINKS: a choice at run time would cost registers in every kernel
+#define FP_LINK 0
+#endif
+
+// offset + slope * link(raw), in float32; exp and log1p in float64, rounded once.
+__device__ __forceinline__ float apply_link(float raw, const Constants& constants) {
+  float value = raw;
+#if FP_LINK > 0
+  const float below = fminf(raw, 0.0f);
+#if FP_LINK == 1
+  value = -sqrtf(-below);
+#elif FP_LINK == 2
+  value = (float)exp((double)below);
+#else
+  const double t = (double)below;
+  value = (float)-log1p(-t + sqrt(t * (t - 2.0)));
+#endif
+#endif
+  return constants.offset + constants.slope * value;
+}
+
+__device__ __forceinline__ float load_float(const char* where) { return __ldg((const float*)where); }
+
+__device__ __forceinline__ uint4 load_16_bytes(const char* where) {
+  return __ldg((const uint4*)where);
+}
+
+__device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
