@@ -194,7 +194,7 @@ def _gpus(device: str) -> tuple[tuple[Any, ...], str]:
 
 def _of_device(name: str, runtimes: tuple[Any, ...], missing: str) -> list[Backend]:
     """Return the backends of the CPU (no runtimes) or of GPUs."""
-    works: list[tuple[str, str, Callable[[Case, Plan, tuple[Any, ...]], np.ndarray], Any]] = [
+    works: list[tuple[str, str, Callable[..., np.ndarray], Callable[[Case], np.ndarray]]] = [
         ("pairs", "scores", _pairs, Case.pair_bound),
         ("dense tiles", "scores", _tiles, Case.tile_bound),
         ("top-k", "top-k", _top_k, Case.pair_bound),

@@ -41,11 +41,10 @@ class GpuWorks(Works):
         rows = runtime.empty(self.table.rows.shape, np.uint8)
         runtime.upload(rows, np.ascontiguousarray(self.table.rows), stream)
         runtime.synchronize(stream)
-        copied = self.task.gpu["limits"]["copy"] if self.task.gpu else None
-        order = self.there[0]
+        assert self.task.gpu is not None
         self.bandwidth = {
-            "in_order": copied,
-            "at_random": gather_bandwidth(runtime, rows, order),
+            "in_order": self.task.gpu["limits"]["copy"],
+            "at_random": gather_bandwidth(runtime, rows, self.there[0]),
         }
 
     def ceiling(self, name: str, size: int) -> tuple[dict[str, float], float, str]:

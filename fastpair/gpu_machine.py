@@ -98,12 +98,12 @@ def measure_gpu_limits(runtime: Any, effort: Effort | None = None) -> Summary:
 
 def _copies(runtime: Any, effort: Effort) -> Summary:
     stream = runtime.stream()
-    arrays = [runtime.empty((effort.device_bytes,), np.uint8) for _ in range(2)]
-    for array in arrays:
+    source, target = (runtime.empty((effort.device_bytes,), np.uint8) for _ in range(2))
+    for array in (source, target):
         runtime.fill(array, 0, stream)
     seconds = seconds_of(
         runtime,
-        lambda: gpu_limits.copy_vectors(runtime, *arrays, stream, blocks=effort.blocks),
+        lambda: gpu_limits.copy_vectors(runtime, source, target, stream, blocks=effort.blocks),
         (stream,),
         effort.repeats,
     )

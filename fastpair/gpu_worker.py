@@ -255,7 +255,7 @@ class Worker:
             held = self._held is not None and self._held[side] == number
             if len(block) and space is not None and not held:
                 self.runtime.upload(views[-1], block, self._work)
-        self._table = DeviceTable(self.runtime, *views, self.plan, self._work)
+        self._table = DeviceTable(self.runtime, views[0], views[1], self.plan, self._work)
         self.runtime.synchronize(self._work)
         self._held = blocks[0], blocks[1]
 
