@@ -180,6 +180,11 @@ def backends(device: str = "gpu") -> list[Backend]:
     return [*_of_device("CPU", (), ""), *_of_device("GPU", runtimes, missing)]
 
 
+def gpu_backends(runtimes: Sequence[Any]) -> list[Backend]:
+    """Return the backends of GPUs that are there."""
+    return _of_device("GPU", tuple(runtimes), "")
+
+
 def _gpus(device: str) -> tuple[tuple[Any, ...], str]:
     """Return the runtimes of a device, or why there are none."""
     from fastpair.device import pick

@@ -392,16 +392,17 @@ class Worker:
         if not self._free:
             self._collect()
         buffers, count, runtime = self._free.popleft(), len(left), self.runtime
-        host, device = buffers.host, [array[:count] for array in buffers.device[:3]]
-        bad = buffers.device[3]
+        host, bad = buffers.host, buffers.device[3]
+        rows_left, rows_right, scores = (array[:count] for array in buffers.device[:3])
         self._copy([(left, host[0][:count]), (right, host[1][:count])])
-        for side in range(2):
-            runtime.upload(device[side], host[side][:count], self._in)
+        runtime.upload(rows_left, host[0][:count], self._in)
+        runtime.upload(rows_right, host[1][:count], self._in)
         runtime.wait(self._work, runtime.record(self._in))
         runtime.fill(bad, 0xFF, self._work)
-        score_pairs(runtime, self._table, *device, bad, self._work, runs=in_runs(left))
+        numbers, runs = (rows_left, rows_right), in_runs(left)
+        score_pairs(runtime, self._table, *numbers, scores, bad, self._work, runs=runs)
         runtime.wait(self._out, runtime.record(self._work))
-        runtime.download(host[2][:count], device[2], self._out)
+        runtime.download(host[2][:count], scores, self._out)
         runtime.download(host[3], bad, self._out)
         buffers.count, buffers.store, buffers.parts = count, store, parts
         buffers.ready = runtime.record(self._out)
