@@ -1,0 +1,314 @@
+"""GPUs: what the rest asks of a device, its sources, tables that lie on it, and pairs scored there.
+
+Host code talks to a `Runtime`, whose one real form is `CupyRuntime`; CuPy is imported there and
+nowhere else, on use. Tests run the same host code and the same sources on a runtime of their own.
+Everything that a runtime does to a stream is asynchronous. Whoever hands an array to a stream, of
+the host or of the device, keeps it, and a host array unchanged, until the stream has passed.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing
+
+from fastpair.kernels import Plan
+
+BASE_OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-sqrt=true")
+"""What every kernel is compiled with: fused multiply-adds are written out, roots are exact."""
+
+THREADS = 256
+"""Threads of a block, of every kernel."""
+
+
+class OutOfDeviceMemory(Exception):
+    """The device has no room for an array; it never leaves the rooms that work with devices."""
+
+
+# --- the runtime ---------------------------------------------------------------------------------
+
+
+class Kernel(Protocol):
+    """A compiled kernel."""
+
+    def __call__(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: tuple[Any, ...],
+        stream: Any,
+    ) -> None:
+        """Launch `grid` blocks of `block` threads in a stream.
+
+        Arguments are device arrays, None (a null pointer), NumPy scalars of the exact type that
+        the kernel declares, and structured NumPy arrays of one element, passed by value.
+        """
+
+
+class Runtime(Protocol):
+    """What fastpair asks of a device.
+
+    Device arrays know ``shape``, ``dtype``, ``nbytes``, ``len`` and cuts ``[a:b]`` along the first
+    axis, which are views; nothing else of them is used. Work on a stream is asynchronous.
+    """
+
+    number: int
+    name: str
+
+    def free_memory(self) -> int:
+        """Bytes of the device that `empty` may still give, about."""
+
+    def empty(self, shape: int | tuple[int, ...], dtype: np.typing.DTypeLike) -> Any:
+        """Return a contiguous device array, not filled, or raise `OutOfDeviceMemory`."""
+
+    def pinned(self, shape: int | tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
+        """Return a page-locked array of the host, not filled; only such copies overlap."""
+
+    def stream(self) -> Any:
+        """Return a new stream that no other waits for."""
+
+    def upload(self, target: Any, source: np.ndarray, stream: Any) -> None:
+        """Copy a contiguous array of the host to a device array of its shape and type."""
+
+    def download(self, target: np.ndarray, source: Any, stream: Any) -> None:
+        """Copy a device array to a contiguous array of the host of its shape and type."""
+
+    def fill(self, target: Any, byte: int, stream: Any) -> None:
+        """Set all bytes of a device array."""
+
+    def record(self, stream: Any) -> Any:
+        """Return an event that happens when the stream has passed this point."""
+
+    def wait(self, stream: Any, event: Any) -> None:
+        """Let a stream wait for an event of another."""
+
+    def synchronize(self, stream_or_event: Any) -> None:
+        """Let the host wait for all work of a stream so far, or for an event."""
+
+    def kernel(self, source: str, name: str, options: tuple[str, ...]) -> Kernel:
+        """Return a kernel of a source, compiled once."""
+
+    def adopt(self, array: Any) -> Any:
+        """Return a device array of memory that another library holds on this device, not copied."""
+
+
+class CupyRuntime:
+    """A CUDA device, through CuPy.
+
+    Parameters
+    ----------
+    number : int
+        Device number, from 0.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        import cupy
+
+        self._cupy, self.number = cupy, number
+        properties = cupy.cuda.runtime.getDeviceProperties(number)
+        self.name = properties["name"].decode()
+        self._kernels: dict[tuple[str, str, tuple[str, ...]], Any] = {}
+
+    def _here(self) -> Any:
+        """The device as a context: the current one belongs to the thread."""
+        return self._cupy.cuda.Device(self.number)
+
+    def free_memory(self) -> int:
+        """See `Runtime`."""
+        with self._here() as device:
+            kept = self._cupy.get_default_memory_pool().free_bytes()
+            return int(device.mem_info[0]) + int(kept)
+
+    def empty(self, shape: int | tuple[int, ...], dtype: np.typing.DTypeLike) -> Any:
+        """See `Runtime`."""
+        try:
+            with self._here():
+                return self._cupy.empty(shape, dtype)
+        except self._cupy.cuda.memory.OutOfMemoryError as error:
+            raise OutOfDeviceMemory(str(error)) from error
+
+    def pinned(self, shape: int | tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
+        """See `Runtime`."""
+        count = int(np.prod(shape, dtype=np.int64))
+        with self._here():
+            memory = self._cupy.cuda.alloc_pinned_memory(count * np.dtype(dtype).itemsize)
+        return np.frombuffer(memory, dtype, count).reshape(shape)
+
+    def stream(self) -> Any:
+        """See `Runtime`."""
+        with self._here():
+            return self._cupy.cuda.Stream(non_blocking=True)
+
+    def upload(self, target: Any, source: np.ndarray, stream: Any) -> None:
+        """See `Runtime`."""
+        kind = self._cupy.cuda.runtime.memcpyHostToDevice
+        self._copy(target.data.ptr, source.ctypes.data, target, source, kind, stream)
+
+    def download(self, target: np.ndarray, source: Any, stream: Any) -> None:
+        """See `Runtime`."""
+        kind = self._cupy.cuda.runtime.memcpyDeviceToHost
+        self._copy(target.ctypes.data, source.data.ptr, source, target, kind, stream)
+
+    def _copy(
+        self, to: int, start: int, device: Any, host: np.ndarray, kind: int, stream: Any
+    ) -> None:
+        if (device.shape, device.dtype) != (host.shape, host.dtype) or not host.flags.c_contiguous:
+            raise ValueError(f"no copy between {device.shape} and {host.shape}, {host.dtype}")
+        with self._here():
+            self._cupy.cuda.runtime.memcpyAsync(to, start, host.nbytes, kind, stream.ptr)
+
+    def fill(self, target: Any, byte: int, stream: Any) -> None:
+        """See `Runtime`."""
+        with self._here():
+            target.data.memset_async(byte, target.nbytes, stream)
+
+    def record(self, stream: Any) -> Any:
+        """See `Runtime`."""
+        with self._here():
+            event = self._cupy.cuda.Event(disable_timing=True)
+            event.record(stream)
+            return event
+
+    def wait(self, stream: Any, event: Any) -> None:
+        """See `Runtime`."""
+        with self._here():
+            stream.wait_event(event)
+
+    def synchronize(self, stream_or_event: Any) -> None:
+        """See `Runtime`."""
+        with self._here():
+            stream_or_event.synchronize()
+
+    def kernel(self, source: str, name: str, options: tuple[str, ...]) -> Kernel:
+        """See `Runtime`."""
+        key = source, name, options
+        if key not in self._kernels:
+            with self._here():
+                module = self._cupy.RawModule(code=source, options=options, backend="nvrtc")
+                self._kernels[key] = module.get_function(name)
+        function = self._kernels[key]
+
+        def launch(
+            grid: tuple[int, ...],
+            block: tuple[int, ...],
+            arguments: tuple[Any, ...],
+            stream: Any,
+        ) -> None:
+            with self._here():
+                function(grid, block, arguments, stream=stream)
+
+        return launch
+
+    def adopt(self, array: Any) -> Any:
+        """See `Runtime`."""
+        with self._here():
+            if hasattr(array, "__cuda_array_interface__"):
+                return self._cupy.asarray(array)
+            return self._cupy.from_dlpack(array)
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+@functools.cache
+def read_source(name: str) -> str:
+    """Return a kernel source of this package, what all of them share pasted in front.
+
+    So a device's compiler needs no folder of headers.
+    """
+    folder = resources.files("fastpair.kernels")
+    parts = [(part, folder.joinpath(part).read_text("utf-8")) for part in ("device.cuh", name)]
+    return "".join(f'#line 1 "{part}"\n{text}\n' for part, text in parts)
+
+
+# --- plans and tables ----------------------------------------------------------------------------
+
+LAYOUT = np.dtype(
+    [("runs", "<i4", 10), ("bias_at", "<i4"), ("scale_at", "<i4"), ("row_bytes", "<i8")],
+    align=True,
+)
+"""The struct `Layout` of device.cuh: vectors of 16 columns in the ten runs, offsets in a row."""
+
+CONSTANTS = np.dtype(
+    [("constant", "<f4"), ("slope", "<f4"), ("offset", "<f4"), ("scales", "<f4", 5)], align=True
+)
+"""The struct `Constants` of device.cuh."""
+
+
+def pack_plan(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Return the structs `LAYOUT` and `CONSTANTS` of a plan, arrays of one element each."""
+    layout, constants = np.zeros(1, LAYOUT), np.zeros(1, CONSTANTS)
+    *runs, bias_at, scale_at = plan.layout.kernel_arguments()
+    layout[0] = (runs, bias_at, scale_at, plan.layout.row_bytes)
+    numbers = plan.kernel_constants()
+    constants[0] = (*numbers[:3], numbers[3:])
+    return layout, constants
+
+
+class DeviceTable:
+    """Rows of one plan on a device.
+
+    Rows are uint8 arrays (n, row_bytes) of the host, which are uploaded and must stay unchanged
+    until `stream` has passed, or arrays that lie on the device already, which are adopted and
+    must stay there as long as the table is used.
+
+    Parameters
+    ----------
+    runtime : Runtime
+        The device.
+    left_rows, right_rows : arrays (n, row_bytes) uint8
+        `right_rows` may be None: pairs are then of one table.
+    plan : Plan
+        The plan of both.
+    stream : a stream of the runtime
+        Work on the table in another stream must wait for it.
+
+    Attributes
+    ----------
+    left, right : device arrays of the rows
+    left_count, right_count : int
+    plan : Plan
+
+    Raises
+    ------
+    OutOfDeviceMemory
+        The device has no room for the rows.
+    ValueError
+        Rows are not of the plan's layout.
+    """
+
+    def __init__(
+        self, runtime: Runtime, left_rows: Any, right_rows: Any, plan: Plan, stream: Any
+    ) -> None:
+        self.runtime, self.plan = runtime, plan
+        self.left = _rows_on_device(runtime, left_rows, plan, stream)
+        self.right = self.left
+        if right_rows is not None and right_rows is not left_rows:
+            self.right = _rows_on_device(runtime, right_rows, plan, stream)
+
+    @property
+    def left_count(self) -> int:
+        """Left rows."""
+        return int(self.left.shape[0])
+
+    @property
+    def right_count(self) -> int:
+        """Right rows."""
+        return int(self.right.shape[0])
+
+
+def _rows_on_device(runtime: Runtime, rows: Any, plan: Plan, stream: Any) -> Any:
+    """Return rows as a device array: uploaded from the host, or adopted."""
+    width = plan.layout.row_bytes
+    if len(rows.shape) != 2 or rows.shape[1] != width or np.dtype(rows.dtype) != np.uint8:
+        raise ValueError(f"rows {rows.shape} {rows.dtype}, expected uint8 (n, {width})")
+    if not isinstance(rows, np.ndarray):
+        return runtime.adopt(rows)
+    if not rows.flags.c_contiguous:
+        raise ValueError(f"rows {rows.shape} are not contiguous")
+    target = runtime.empty(rows.shape, np.uint8)
+    runtime.upload(target, rows, stream)
+    return target
