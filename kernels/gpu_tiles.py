@@ -1,16 +1,14 @@
 """All pairs on a GPU: operands there, and the launches that walk tiles and keep what is wanted.
 
 Everything here is asynchronous in one stream and allocates nothing on the device but what it
-returns; `fastpair.gpu_matrix` decides what is walked when. Lists of pairs hold rows of tables on the
-device, int32; keys name right rows of the whole table.
+returns; `fastpair.gpu_matrix` decides what is walked when. Lists of pairs hold rows of tables on
+the device, int32; keys name right rows of the whole table.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -41,14 +39,23 @@ CAPACITIES = (1024, 2048, 4096)
 MOST_KEPT = CAPACITIES[-1] // 2
 """The greatest k for which candidates are kept instead of whole rows."""
 
+SELECT_KERNELS = (
+    "keep_best",
+    "forget_appended",
+    "begin_rows",
+    "list_candidates",
+    "rescore_candidates",
+    "gather_best",
+    "list_rows",
+    "offer_scores",
+    "lay_keys",
+    "sort_step",
+    "put_scores",
+)
+"""Kernels of select.cu; the capacity matters to `keep_best` alone."""
+
 _UNIT_ROUNDOFF = 2.0**-24
 _MOST_BLOCKS = (1 << 31) - 1
-
-
-@functools.cache
-def _source(name: str) -> str:
-    text = resources.files("fastpair.kernels").joinpath(name).read_text("utf-8")
-    return f'{read_source("keys.cuh")}#line 1 "{name}"\n{text}'
 
 
 def _tile_options(form: str, keep: str, link: int) -> tuple[str, ...]:
@@ -61,13 +68,14 @@ def _select_options(capacity: int) -> tuple[str, ...]:
 
 
 def variants() -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Yield (file, source, options) of everything that is ever compiled of these kernels."""
+    """Yield (file, kernel, options) of everything that is ever compiled of these kernels."""
     for keep in KEEPS:
         for form in FORMS if keep in ("hits", "best") else ("float32",):
             for link in range(len(LINKS)) if keep == "dense" else (0,):
-                yield "tiles.cu", _source("tiles.cu"), _tile_options(form, keep, link)
-    for capacity in CAPACITIES:
-        yield "select.cu", _source("select.cu"), _select_options(capacity)
+                yield "tiles.cu", f"tile_{keep}", _tile_options(form, keep, link)
+    for name in SELECT_KERNELS:
+        for capacity in CAPACITIES if name == "keep_best" else CAPACITIES[:1]:
+            yield "select.cu", name, _select_options(capacity)
 
 
 # --- operands ------------------------------------------------------------------------------------
@@ -194,7 +202,11 @@ class Block:
     def empty(self) -> bool:
         """Whether a triangle has nothing to say here."""
         last = self.right.first + self.stop - 1
-        return self.one_table == 2 and last <= self.left.first + self.low
+        return self.one_table == 2 and last < self.left.first + self.low
+
+    def cut(self, **ends: int) -> Block:
+        """The block with other ends."""
+        return replace(self, **ends)
 
     def halves(self) -> list[Block]:
         """The block in two, its longer side cut."""
@@ -282,7 +294,7 @@ class TileKernels:
     def _launch(self, keep: str, block: Block, *arguments: Any) -> None:
         link = self.plan.link_code if keep == "dense" else 0
         options = _tile_options(self.form, keep, link)
-        kernel = self.runtime.kernel(_source("tiles.cu"), f"tile_{keep}", options)
+        kernel = self.runtime.kernel(read_source("tiles.cu"), f"tile_{keep}", options)
         for part in block.parts():
             tiles = self._tiles(part)
             left, right = part.left, part.right
@@ -329,7 +341,7 @@ class TileKernels:
     def dense(
         self, block: Block, slack: tuple[Any, Any], scores: Any, pitch: int, near: PairList
     ) -> None:
-        """Write the scores of a block, ``scores[row * pitch + column]`` from its first pair on.
+        """Write the scores of a block at ``scores[row * pitch + column]``, numbers of the sides.
 
         `slack` (left rows,) and (right rows,) of both sides say where the pair kernel decides: such
         pairs are listed.
@@ -436,7 +448,8 @@ def launch_select(
 ) -> None:
     """Launch a kernel of `select.cu` with at least so many threads."""
     if threads:
-        kernel = runtime.kernel(_source("select.cu"), name, _select_options(capacity))
+        options = _select_options(capacity if name == "keep_best" else CAPACITIES[0])
+        kernel = runtime.kernel(read_source("select.cu"), name, options)
         kernel((-(-threads // THREADS),), (THREADS,), arguments, stream)
 
 

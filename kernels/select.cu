@@ -32,7 +32,7 @@ static __device__ __forceinline__ void sort_shared(u64* keys) {
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 keep_best(u64* __restrict__ keys, u32* __restrict__ counts, u32* __restrict__ kept,
           float* __restrict__ floors, int keep, int all) {
-  __shared__ __align__(16) u64 own[FP_CAPACITY];
+  __shared__ u64 own[FP_CAPACITY];
   const i64 row = blockIdx.x;
   const int count = (int)counts[row];   // the caller has seen to it that none was without room
   __syncthreads();                      // before the first thread changes it
@@ -155,15 +155,14 @@ sort_step(u64* __restrict__ keys, i64 couples, i64 length, i64 run, i64 apart) {
   if (((n & (length - 1) & run) == 0) == (x < y)) { keys[n] = y; keys[n + apart] = x; }
 }
 
-// Put scores of listed pairs into a dense matrix whose first row and column are given; of a
-// triangle, at both places.
+// Put scores of listed pairs into a dense matrix; of a triangle, at both places.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 put_scores(const int* __restrict__ rows, const int* __restrict__ columns,
-           const float* __restrict__ scores, i64 count, int first_row, int first_column,
-           int both, float* __restrict__ matrix, i64 pitch) {
+           const float* __restrict__ scores, i64 count, int both, float* __restrict__ matrix,
+           i64 pitch) {
   const i64 place = this_thread();
   if (place >= count) return;
-  const i64 r = rows[place] - first_row, c = columns[place] - first_column;
+  const i64 r = rows[place], c = columns[place];
   matrix[r * pitch + c] = scores[place];
   if (both) matrix[c * pitch + r] = scores[place];
 }

@@ -15,6 +15,7 @@
 #define PITCH (TILE + 4)         // float32 of a column of a tile in shared memory
 #define WORD_PITCH (STEP + 4)    // words of a row: lanes of a fragment then meet different banks
 #define STRIP 16                 // row tiles that are walked together, so that columns are read once
+#define SPACE (32 * THREADS)     // words of shared memory: operands, then half of the values
 #define SHARED_BINS 1024
 
 struct Tiles {                   // what a launch walks; by value
@@ -176,30 +177,25 @@ static __device__ __forceinline__ void add_maxima(
     const float* left, const float* right, bool plus, float (&sums)[8][8]) {
 #pragma unroll 1
   for (int k = 0; k < STEP; k += 2) {
-    float x[2][8], y[2][8];
-    own_values(left + k * PITCH, true, x[0]);
-    own_values(left + (k + 1) * PITCH, true, x[1]);
+    float y[2][8];
     own_values(right + k * PITCH, false, y[0]);
     own_values(right + (k + 1) * PITCH, false, y[1]);
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
+    for (int i = 0; i < 8; ++i) {  // one row at a time: all of them do not fit the registers
+      const float x = left[k * PITCH + own_row(i)], next = left[(k + 1) * PITCH + own_row(i)];
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const float pair = fmaxf(x[0][i], y[0][j]) + fmaxf(x[1][i], y[1][j]);
+        const float pair = fmaxf(x, y[0][j]) + fmaxf(next, y[1][j]);
         sums[i][j] = plus ? sums[i][j] + pair : sums[i][j] - pair;
       }
+    }
   }
 }
 
 static __device__ __forceinline__ void sum_tile(
     const u32* __restrict__ left, const float* __restrict__ left_bias,
     const u32* __restrict__ right, const float* __restrict__ right_bias, const Tiles& t,
-    int row, int column, float (&sums)[8][8]) {
-#if FP_FORM == 1
-  __shared__ __align__(16) u32 space[2 * TILE * WORD_PITCH];
-#else
-  __shared__ __align__(16) u32 space[2 * STEP * PITCH];
-#endif
+    int row, int column, u32* space, float (&sums)[8][8]) {
   float* lefts = (float*)space;
   float* rights = lefts + STEP * PITCH;
 #pragma unroll
@@ -269,14 +265,31 @@ static __device__ __forceinline__ bool wanted(const Tiles& t, int row, int colum
   return t.one_table == 0 || (t.one_table == 1 ? apart != 0 : apart > 0);
 }
 
+#if FP_KEEP == 0 || FP_KEEP == 1 || FP_KEEP == 4
 static __device__ __forceinline__ void append(const List& list, u64 at, int row, int column) {
   if (at >= list.capacity) return;
   list.rows[at] = row;
   list.columns[at] = column;
 }
+#endif
 
-#define FOR_OWN_PAIRS \
-  _Pragma("unroll") for (int i = 0; i < 8; ++i) _Pragma("unroll") for (int j = 0; j < 8; ++j)
+// Call ``use(row, column, value)`` for a thread's pairs, both within the tile. Unrolled 64 times, what
+// becomes of a value would not fit the registers: here values wait in the thread's own places of
+// shared memory, half of them at a time.
+template <class Use>
+static __device__ __forceinline__ void for_own_pairs(
+    const float (&sums)[8][8], u32* space, Use use) {
+  float* own = (float*)space + threadIdx.x;
+#pragma unroll 1
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int n = 0; n < 32; ++n)
+      own[n * THREADS] = half ? sums[4 + n / 8][n % 8] : sums[n / 8][n % 8];
+#pragma unroll 1
+    for (int n = 0; n < 32; ++n)
+      use(own_row(half * 4 + (n >> 3)), own_column(n & 7), own[n * THREADS]);
+  }
+}
 
 #define SIDES \
   const u32 *__restrict__ left, const float *__restrict__ left_bias, \
@@ -286,31 +299,32 @@ static __device__ __forceinline__ void append(const List& list, u64 at, int row,
   int row, column; \
   find_tile(t, row, column); \
   if (no_pair_wanted(t, row, column)) return; \
+  __shared__ u32 space[SPACE]; \
   float sums[8][8]; \
-  sum_tile(left, left_bias, right, right_bias, t, row, column, sums);
+  sum_tile(left, left_bias, right, right_bias, t, row, column, space, sums);
 
 #if FP_KEEP == 0
-// Dense: scores[row * pitch + column]. In a triangle each value is written at both places, and the
-// diagonal is wanted. Where a root would magnify a tile's error, pairs are listed as well: raw
+// Dense: scores[row * pitch + column], both as on the device. In a triangle each value is written at
+// both places, and the diagonal is wanted. Where a root would magnify a tile's error, pairs are listed as well: raw
 // scores within 64 times the slack of their row or column of 0.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 tile_dense(SIDES, const float* __restrict__ left_slack, const float* __restrict__ right_slack,
            float slope, float offset, float* __restrict__ scores, i64 pitch, LIST) {
   MAKE_LIST
   BEGIN_TILE
-  FOR_OWN_PAIRS {
-    const int r = row + own_row(i), c = column + own_column(j);
+  for_own_pairs(sums, space, [&](int i, int j, float raw) {
+    const int r = row + i, c = column + j;
     const i64 apart = (t.right_first + c) - (t.left_first + r);
-    if (r >= t.left_count || c >= t.right_count || (t.one_table == 2 && apart < 0)) continue;
-    const float raw = sums[i][j];
+    if (r >= t.left_count || c >= t.right_count || (t.one_table == 2 && apart < 0)) return;
     const float score = offset + slope * apply_link(raw);
-    scores[r * pitch + c] = score;
-    if (t.one_table == 2) scores[c * pitch + r] = score;
+    const i64 own = t.left_start + r, other = t.right_start + c;
+    scores[own * pitch + other] = score;
+    if (t.one_table == 2) scores[other * pitch + own] = score;
 #if FP_LINK == 1 || FP_LINK == 3
     if (raw > -64.0f * fmaxf(left_slack[r], right_slack[c]))
       append(list, atomicAdd(list.count, (u64)1), t.left_start + r, t.right_start + c);
 #endif
-  }
+  });
 }
 #endif
 
@@ -320,17 +334,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 tile_hits(SIDES, float floor, LIST) {
   MAKE_LIST
   BEGIN_TILE
-  u32 hits = 0;
-  FOR_OWN_PAIRS hits += sums[i][j] >= floor;
-  if (hits == 0) return;
-  hits = 0;
-  FOR_OWN_PAIRS hits += sums[i][j] >= floor && wanted(t, row + own_row(i), column + own_column(j));
-  u64 at = hits ? atomicAdd(list.count, (u64)hits) : 0;
-  FOR_OWN_PAIRS {
-    const int r = row + own_row(i), c = column + own_column(j);
-    if (sums[i][j] >= floor && wanted(t, r, c))
-      append(list, at++, t.left_start + r, t.right_start + c);
-  }
+  bool some = false;
+#pragma unroll
+  for (int n = 0; n < 64; ++n) some |= sums[n / 8][n % 8] >= floor;
+  if (!some) return;
+  for_own_pairs(sums, space, [&](int i, int j, float value) {
+    if (value >= floor && wanted(t, row + i, column + j))
+      append(list, atomicAdd(list.count, (u64)1), t.left_start + row + i, t.right_start + column + j);
+  });
 }
 #endif
 
@@ -350,31 +361,34 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 tile_best(SIDES, const float* __restrict__ floors, u32* __restrict__ counts,
           u64* __restrict__ keys, int capacity, u32* __restrict__ overflow) {
   BEGIN_TILE
+  const float infinity = __uint_as_float(0x7f800000u);
+  bool some = false;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const int r = row + own_row(i);
-    const i64 own = t.left_start + r;
-    const float floor = r < t.left_count ? floors[own] : 0.0f;
+    const float floor = r < t.left_count ? floors[t.left_start + r] : infinity;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) some |= sums[i][j] > floor;
+  }
+  if (t.one_table == 2) {
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const int c = column + own_column(j);
-      if (sums[i][j] > floor && wanted(t, r, c))
-        offer(counts, keys, capacity, overflow, own, sums[i][j], t.right_first + c);
+      const float floor = c < t.right_count ? floors[t.right_start + c] : infinity;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) some |= sums[i][j] > floor;
     }
   }
-  if (t.one_table != 2) return;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const int c = column + own_column(j);
-    const i64 own = t.right_start + c;
-    const float floor = c < t.right_count ? floors[own] : 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int r = row + own_row(i);
-      if (sums[i][j] > floor && wanted(t, r, c))
-        offer(counts, keys, capacity, overflow, own, sums[i][j], t.left_first + r);
-    }
-  }
+  if (!some) return;
+  for_own_pairs(sums, space, [&](int i, int j, float value) {
+    const int r = row + i, c = column + j;
+    if (!wanted(t, r, c)) return;
+    const i64 own = t.left_start + r, other = t.right_start + c;
+    if (value > floors[own])
+      offer(counts, keys, capacity, overflow, own, value, t.right_first + c);
+    if (t.one_table == 2 && value > floors[other])
+      offer(counts, keys, capacity, overflow, other, value, t.left_first + r);
+  });
 }
 #endif
 
@@ -384,11 +398,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 tile_range(SIDES, u32* __restrict__ ends) {
   BEGIN_TILE
   u32 least = 0xffffffffu, greatest = 0;
-  FOR_OWN_PAIRS if (wanted(t, row + own_row(i), column + own_column(j))) {
-    const u32 value = ordered(sums[i][j]);
+  for_own_pairs(sums, space, [&](int i, int j, float raw) {
+    if (!wanted(t, row + i, column + j)) return;
+    const u32 value = ordered(raw);
     least = value < least ? value : least;
     greatest = value > greatest ? value : greatest;
-  }
+  });
 #pragma unroll
   for (int apart = 16; apart > 0; apart >>= 1) {
     const u32 low = __shfl_xor_sync(0xffffffffu, least, apart);
@@ -416,15 +431,15 @@ tile_histogram(SIDES, const int* __restrict__ cells, int cell_count, float start
   for (int bin = threadIdx.x; bin < SHARED_BINS; bin += THREADS) own[bin] = 0;
   BEGIN_TILE
   __syncthreads();
-  FOR_OWN_PAIRS {
-    const int r = row + own_row(i), c = column + own_column(j);
-    if (!wanted(t, r, c)) continue;
-    const float cell = fminf(fmaxf((sums[i][j] - start) * steps, 0.0f), (float)(cell_count - 1));
+  for_own_pairs(sums, space, [&](int i, int j, float raw) {
+    const int r = row + i, c = column + j;
+    if (!wanted(t, r, c)) return;
+    const float cell = fminf(fmaxf((raw - start) * steps, 0.0f), (float)(cell_count - 1));
     const int bin = cells[(int)cell];
     if (bin < 0) append(list, atomicAdd(list.count, (u64)1), t.left_start + r, t.right_start + c);
     else if (shared) atomicAdd(&own[bin], 1u);
     else atomicAdd(&counts[bin], (u64)1);
-  }
+  });
   __syncthreads();
   for (int bin = threadIdx.x; shared && bin < bins; bin += THREADS)
     if (own[bin]) atomicAdd(&counts[bin], (u64)own[bin]);
