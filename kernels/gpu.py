@@ -9,13 +9,15 @@ the host or of the device, keeps it, and a host array unchanged, until the strea
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
 from importlib import resources
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing
 
-from fastpair.kernels import Plan
+from fastpair.kernels import LINKS, PRECISIONS, Plan, RowLayout
 
 BASE_OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-sqrt=true")
 """What every kernel is compiled with: fused multiply-adds are written out, roots are exact."""
@@ -312,3 +314,122 @@ def _rows_on_device(runtime: Runtime, rows: Any, plan: Plan, stream: Any) -> Any
     target = runtime.empty(rows.shape, np.uint8)
     runtime.upload(target, rows, stream)
     return target
+
+
+# --- pairs ---------------------------------------------------------------------------------------
+
+NATURAL_LANES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 4}
+"""Threads of a pair that give the bits of the contract; int8 has them with any number."""
+
+WIDE_LANES = (8, 16, 32)
+"""Threads of a pair that may be faster where rows are long; float scores keep to the bound."""
+
+FILLING_THREADS = 1 << 18
+"""Threads that keep a large device busy: with more pairs, each group of threads takes several."""
+
+_MOST_ROUNDS, _MOST_ROUNDS_IN_RUNS = 8, 64
+
+
+def score_pairs(
+    runtime: Runtime,
+    table: DeviceTable,
+    left: Any,
+    right: Any,
+    scores: Any,
+    first_bad: Any,
+    stream: Any,
+    *,
+    lanes: int | None = None,
+    runs: bool = False,
+) -> None:
+    """Fill `scores` for pairs of row numbers, in a stream.
+
+    All arrays are of the device. By default the scores have the bits that a CPU gives them, except
+    that the links exponential and negative_arcosh may be one float32 step away: they go through
+    float64 functions that differ between libraries.
+
+    Parameters
+    ----------
+    left, right : (m,) int32 or int64, both the same
+        Row numbers.
+    scores : (m,) float32
+        Filled; NaN where a row number is out of range. No such row is read.
+    first_bad : (1,) uint64, all ones before
+        Lowered to the least pair of which a row number is out of range.
+    lanes : int, optional
+        Threads of a pair: that of `NATURAL_LANES` (default), or one of `WIDE_LANES`, whose float
+        scores have other bits within the stated bound.
+    runs : bool
+        The same left row comes many times in a row: it is read less often then. Same bits.
+
+    Raises
+    ------
+    ValueError
+        Arrays or lanes that cannot be used.
+    """
+    count = _check_pairs(left, right, scores, first_bad)
+    options = _pair_options(table.plan, np.dtype(left.dtype).itemsize, lanes, runs)
+    if not count:
+        return
+    threads = lanes or NATURAL_LANES[table.plan.precision]
+    most = _MOST_ROUNDS_IN_RUNS if runs else _MOST_ROUNDS
+    rounds = max(1, min(most, count * threads // FILLING_THREADS))
+    groups = -(-count // rounds)
+    layout, constants = pack_plan(table.plan)
+    runtime.kernel(read_source("pairs.cu"), "score_pairs", options)(
+        (-(-groups * threads // THREADS),),
+        (THREADS,),
+        (
+            table.left,
+            table.right,
+            np.int64(table.left_count),
+            np.int64(table.right_count),
+            left,
+            right,
+            scores,
+            first_bad,
+            np.int64(count),
+            np.int32(rounds),
+            layout,
+            constants,
+        ),
+        stream,
+    )
+
+
+def _check_pairs(left: Any, right: Any, scores: Any, first_bad: Any) -> int:
+    """Return how many pairs there are."""
+    kinds = {np.dtype(array.dtype) for array in (left, right)}
+    if kinds not in ({np.dtype(np.int32)}, {np.dtype(np.int64)}):
+        raise ValueError(f"row numbers of {kinds}, expected int32 twice or int64 twice")
+    if not left.shape == right.shape == scores.shape or len(scores.shape) != 1:
+        raise ValueError(f"{left.shape} and {right.shape} row numbers for {scores.shape} scores")
+    if np.dtype(scores.dtype) != np.float32 or np.dtype(first_bad.dtype) != np.uint64:
+        raise ValueError(f"scores {scores.dtype} and first_bad {first_bad.dtype}")
+    return int(scores.shape[0])
+
+
+def _pair_options(plan: Plan, index: int, lanes: int | None, runs: bool) -> tuple[str, ...]:
+    """Compiler options of the pair kernel; `index` is the bytes of a row number."""
+    natural = NATURAL_LANES[plan.precision]
+    if lanes not in (None, natural, *WIDE_LANES):
+        raise ValueError(f"lanes {lanes}, expected {natural} (the default) or one of {WIDE_LANES}")
+    products_only = not any(plan.layout.runs[2:])
+    return (
+        *BASE_OPTIONS,
+        f"-DFP_PRECISION={tuple(PRECISIONS).index(plan.precision)}",
+        f"-DFP_LANES={lanes or natural}",
+        f"-DFP_LINK={plan.link_code}",
+        f"-DFP_INDEX={index}",
+        f"-DFP_PRODUCTS_ONLY={int(products_only)}",
+        f"-DFP_RUNS={int(runs)}",
+    )
+
+
+def variants() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield (source, kernel, options) of everything that this file may compile."""
+    layouts = [((16, 0),) * 1 + ((0, 0),) * 4, ((16, 0),) * 5]
+    for precision, link, columns in itertools.product(PRECISIONS, LINKS, layouts):
+        plan = Plan(RowLayout(columns, True, precision), link=link)
+        for lanes, index, runs in itertools.product((None, *WIDE_LANES), (4, 8), (False, True)):
+            yield "pairs.cu", "score_pairs", _pair_options(plan, index, lanes, runs)

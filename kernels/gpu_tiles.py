@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastpair.kernels import LINKS, Plan
-from fastpair.kernels.gpu import BASE_OPTIONS, THREADS, Runtime, read_source
+from fastpair.kernels.gpu import BASE_OPTIONS, THREADS, Runtime, pack_plan, read_source
 from fastpair.kernels.operands import (
     Panels,
     make_operand,
@@ -346,10 +346,15 @@ class TileKernels:
         `slack` (left rows,) and (right rows,) of both sides say where the pair kernel decides: such
         pairs are listed.
         """
-        _, slope, offset, *_ = self.plan.kernel_constants()
         slacks = slack[0][block.low : block.high], slack[1][block.start : block.stop]
         self._launch(
-            "dense", block, *slacks, slope, offset, scores, np.int64(pitch), *near.arguments
+            "dense",
+            block,
+            *slacks,
+            pack_plan(self.plan)[1],
+            scores,
+            np.int64(pitch),
+            *near.arguments,
         )
 
     def range(self, block: Block, ends: Any) -> None:

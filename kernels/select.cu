@@ -7,12 +7,12 @@
 #endif
 #define THREADS 256
 
-static __device__ __forceinline__ i64 this_thread() {
+__device__ __forceinline__ i64 this_thread() {
   return (i64)blockIdx.x * THREADS + threadIdx.x;
 }
 
 // Sort, the greatest first: all threads of the block, a bitonic network.
-static __device__ __forceinline__ void sort_shared(u64* keys) {
+__device__ __forceinline__ void sort_shared(u64* keys) {
   for (int run = 2; run <= FP_CAPACITY; run <<= 1)
     for (int apart = run >> 1; apart > 0; apart >>= 1) {
       for (int n = threadIdx.x; n < FP_CAPACITY; n += THREADS) {

@@ -43,7 +43,7 @@ struct List {
 // --- which pairs a thread holds ------------------------------------------------------------------
 
 // A thread holds 8 rows times 8 columns of the tile.
-static __device__ __forceinline__ int own_row(int i) {
+__device__ __forceinline__ int own_row(int i) {
 #if FP_FORM == 1                 // the accumulators of 4 x 4 fragments of 16 rows and 8 columns
   return (threadIdx.x >> 7) * 64 + (i >> 1) * 16 + (i & 1) * 8 + ((threadIdx.x & 31) >> 2);
 #else
@@ -51,7 +51,7 @@ static __device__ __forceinline__ int own_row(int i) {
 #endif
 }
 
-static __device__ __forceinline__ int own_column(int j) {
+__device__ __forceinline__ int own_column(int j) {
 #if FP_FORM == 1
   return ((threadIdx.x >> 5) & 3) * 32 + (j >> 1) * 8 + (threadIdx.x & 3) * 2 + (j & 1);
 #else
@@ -60,7 +60,7 @@ static __device__ __forceinline__ int own_column(int j) {
 }
 
 // Numbers of a thread's 8 rows (or columns) of one column of operands in shared memory.
-static __device__ __forceinline__ void own_values(const float* column, bool rows, float* values) {
+__device__ __forceinline__ void own_values(const float* column, bool rows, float* values) {
 #if FP_FORM == 1
 #pragma unroll
   for (int n = 0; n < 8; ++n) values[n] = column[rows ? own_row(n) : own_column(n)];
@@ -76,7 +76,7 @@ static __device__ __forceinline__ void own_values(const float* column, bool rows
 // --- operands into shared memory -----------------------------------------------------------------
 
 // STEP columns of float32 of TILE rows, turned: shared[column][row]. Rows past the end are zero.
-static __device__ __forceinline__ void bring_columns(
+__device__ __forceinline__ void bring_columns(
     const u32* __restrict__ words, i64 first, int count, int row_words, int column,
     float* shared) {
 #pragma unroll
@@ -94,7 +94,7 @@ static __device__ __forceinline__ void bring_columns(
 
 #if FP_FORM == 1
 // sums += a b of one fragment of 16 x 16 and one of 16 x 8 bfloat16: c is that of rows g and g + 8.
-static __device__ __forceinline__ void add_products_of_bfloat16(
+__device__ __forceinline__ void add_products_of_bfloat16(
     float& c0, float& c1, float& c2, float& c3, const u32 (&a)[4], const u32 (&b)[2]) {
 #ifdef FP_HOST
   const float c[4] = {c0, c1, c2, c3};
@@ -110,7 +110,7 @@ static __device__ __forceinline__ void add_products_of_bfloat16(
 }
 
 // STEP words of bfloat16 of TILE rows as they lie; words past the products are zero.
-static __device__ __forceinline__ void bring_words(
+__device__ __forceinline__ void bring_words(
     const u32* __restrict__ words, i64 first, int count, int row_words, int word, int products,
     u32* shared) {
 #pragma unroll
@@ -124,7 +124,7 @@ static __device__ __forceinline__ void bring_words(
 }
 
 // Add the products of 32 columns: 2 x 4 x 4 matrix instructions a warp.
-static __device__ __forceinline__ void add_fragments(
+__device__ __forceinline__ void add_fragments(
     const u32* left, const u32* right, float (&sums)[8][8]) {
   const int lane = threadIdx.x & 31, group = lane >> 2, member = lane & 3;
   const u32* own = left + ((threadIdx.x >> 7) * 64 + group) * WORD_PITCH + member;
@@ -156,7 +156,7 @@ static __device__ __forceinline__ void add_fragments(
 // --- sums ----------------------------------------------------------------------------------------
 
 #if FP_FORM == 0
-static __device__ __forceinline__ void add_products(
+__device__ __forceinline__ void add_products(
     const float* left, const float* right, float (&sums)[8][8]) {
 #pragma unroll 4
   for (int k = 0; k < STEP; ++k) {
@@ -173,7 +173,7 @@ static __device__ __forceinline__ void add_products(
 
 // Two columns at a time, whose maxima are added first: a pair then has the same bits both ways
 // round, where mirrored halves lie side by side.
-static __device__ __forceinline__ void add_maxima(
+__device__ __forceinline__ void add_maxima(
     const float* left, const float* right, bool plus, float (&sums)[8][8]) {
 #pragma unroll 1
   for (int k = 0; k < STEP; k += 2) {
@@ -192,7 +192,7 @@ static __device__ __forceinline__ void add_maxima(
   }
 }
 
-static __device__ __forceinline__ void sum_tile(
+__device__ __forceinline__ void sum_tile(
     const u32* __restrict__ left, const float* __restrict__ left_bias,
     const u32* __restrict__ right, const float* __restrict__ right_bias, const Tiles& t,
     int row, int column, u32* space, float (&sums)[8][8]) {
@@ -245,7 +245,7 @@ static __device__ __forceinline__ void sum_tile(
 
 // First row and column of this block's tile. Row tiles are taken in strips, all rows of a strip for
 // one column before the next, so that blocks that run together share what they read.
-static __device__ __forceinline__ void find_tile(const Tiles& t, int& row, int& column) {
+__device__ __forceinline__ void find_tile(const Tiles& t, int& row, int& column) {
   const int strip = blockIdx.x / (STRIP * t.column_tiles);
   const int within = blockIdx.x - strip * STRIP * t.column_tiles;
   const int left = t.row_tiles - strip * STRIP, height = left < STRIP ? left : STRIP;
@@ -254,19 +254,19 @@ static __device__ __forceinline__ void find_tile(const Tiles& t, int& row, int& 
 }
 
 // Whether a triangle has no pair in a tile. The same for all threads of a block.
-static __device__ __forceinline__ bool no_pair_wanted(const Tiles& t, int row, int column) {
+__device__ __forceinline__ bool no_pair_wanted(const Tiles& t, int row, int column) {
   return t.one_table == 2 && t.right_first + column + TILE - 1 < t.left_first + row;
 }
 
 // Whether a pair counts: it is real, and of one table, as the launch wants it.
-static __device__ __forceinline__ bool wanted(const Tiles& t, int row, int column) {
+__device__ __forceinline__ bool wanted(const Tiles& t, int row, int column) {
   if (row >= t.left_count || column >= t.right_count) return false;
   const i64 apart = (t.right_first + column) - (t.left_first + row);
   return t.one_table == 0 || (t.one_table == 1 ? apart != 0 : apart > 0);
 }
 
 #if FP_KEEP == 0 || FP_KEEP == 1 || FP_KEEP == 4
-static __device__ __forceinline__ void append(const List& list, u64 at, int row, int column) {
+__device__ __forceinline__ void append(const List& list, u64 at, int row, int column) {
   if (at >= list.capacity) return;
   list.rows[at] = row;
   list.columns[at] = column;
@@ -277,7 +277,7 @@ static __device__ __forceinline__ void append(const List& list, u64 at, int row,
 // becomes of a value would not fit the registers: here values wait in the thread's own places of
 // shared memory, half of them at a time.
 template <class Use>
-static __device__ __forceinline__ void for_own_pairs(
+__device__ __forceinline__ void for_own_pairs(
     const float (&sums)[8][8], u32* space, Use use) {
   float* own = (float*)space + threadIdx.x;
 #pragma unroll 1
@@ -309,14 +309,14 @@ static __device__ __forceinline__ void for_own_pairs(
 // scores within 64 times the slack of their row or column of 0.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 tile_dense(SIDES, const float* __restrict__ left_slack, const float* __restrict__ right_slack,
-           float slope, float offset, float* __restrict__ scores, i64 pitch, LIST) {
+           Constants constants, float* __restrict__ scores, i64 pitch, LIST) {
   MAKE_LIST
   BEGIN_TILE
   for_own_pairs(sums, space, [&](int i, int j, float raw) {
     const int r = row + i, c = column + j;
     const i64 apart = (t.right_first + c) - (t.left_first + r);
     if (r >= t.left_count || c >= t.right_count || (t.one_table == 2 && apart < 0)) return;
-    const float score = offset + slope * apply_link(raw);
+    const float score = apply_link(raw, constants);
     const i64 own = t.left_start + r, other = t.right_start + c;
     scores[own * pitch + other] = score;
     if (t.one_table == 2) scores[other * pitch + own] = score;
@@ -350,7 +350,7 @@ tile_hits(SIDES, float floor, LIST) {
 // the row's own; counts go on where there is no more room, and `overflow` says so. In a triangle
 // the pair is offered to the row of its column as well; `floors`, `counts` and `keys` (rows,
 // capacity) then are those of all rows.
-static __device__ __forceinline__ void offer(
+__device__ __forceinline__ void offer(
     u32* counts, u64* keys, int capacity, u32* overflow, i64 row, float value, i64 column) {
   const u32 at = atomicAdd(&counts[row], 1u);
   if (at < (u32)capacity) keys[row * capacity + at] = key_of(value, (u32)column);
