@@ -72,7 +72,7 @@ def variants() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     for keep in KEEPS:
         for form in FORMS if keep in ("hits", "best") else ("float32",):
             for link in range(len(LINKS)) if keep == "dense" else (0,):
-                yield "tiles.cu", f"tile_{keep}", _tile_options(form, keep, link)
+                yield "tiles.cu", "walk_tiles", _tile_options(form, keep, link)
     for name in SELECT_KERNELS:
         for capacity in CAPACITIES if name == "keep_best" else CAPACITIES[:1]:
             yield "select.cu", name, _select_options(capacity)
@@ -294,7 +294,7 @@ class TileKernels:
     def _launch(self, keep: str, block: Block, *arguments: Any) -> None:
         link = self.plan.link_code if keep == "dense" else 0
         options = _tile_options(self.form, keep, link)
-        kernel = self.runtime.kernel(read_source("tiles.cu"), f"tile_{keep}", options)
+        kernel = self.runtime.kernel(read_source("tiles.cu"), "walk_tiles", options)
         for part in block.parts():
             tiles = self._tiles(part)
             left, right = part.left, part.right

@@ -308,7 +308,7 @@ __device__ __forceinline__ void for_own_pairs(
 // both places, and the diagonal is wanted. Where a root would magnify a tile's error, pairs are listed as well: raw
 // scores within 64 times the slack of their row or column of 0.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-tile_dense(SIDES, const float* __restrict__ left_slack, const float* __restrict__ right_slack,
+walk_tiles(SIDES, const float* __restrict__ left_slack, const float* __restrict__ right_slack,
            Constants constants, float* __restrict__ scores, i64 pitch, LIST) {
   MAKE_LIST
   BEGIN_TILE
@@ -331,7 +331,7 @@ tile_dense(SIDES, const float* __restrict__ left_slack, const float* __restrict_
 #if FP_KEEP == 1
 // Hits: pairs whose value reaches the floor.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-tile_hits(SIDES, float floor, LIST) {
+walk_tiles(SIDES, float floor, LIST) {
   MAKE_LIST
   BEGIN_TILE
   bool some = false;
@@ -358,7 +358,7 @@ __device__ __forceinline__ void offer(
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-tile_best(SIDES, const float* __restrict__ floors, u32* __restrict__ counts,
+walk_tiles(SIDES, const float* __restrict__ floors, u32* __restrict__ counts,
           u64* __restrict__ keys, int capacity, u32* __restrict__ overflow) {
   BEGIN_TILE
   const float infinity = __uint_as_float(0x7f800000u);
@@ -395,7 +395,7 @@ tile_best(SIDES, const float* __restrict__ floors, u32* __restrict__ counts,
 #if FP_KEEP == 3
 // Range: `ends` are the least and the greatest raw score as `ordered` numbers.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-tile_range(SIDES, u32* __restrict__ ends) {
+walk_tiles(SIDES, u32* __restrict__ ends) {
   BEGIN_TILE
   u32 least = 0xffffffffu, greatest = 0;
   for_own_pairs(sums, space, [&](int i, int j, float raw) {
@@ -423,7 +423,7 @@ tile_range(SIDES, u32* __restrict__ ends) {
 // `start` on, `steps` to one, -1 where a step with the tile's error reaches over an edge: such pairs
 // are listed.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-tile_histogram(SIDES, const int* __restrict__ cells, int cell_count, float start, float steps,
+walk_tiles(SIDES, const int* __restrict__ cells, int cell_count, float start, float steps,
                u64* __restrict__ counts, int bins, LIST) {
   MAKE_LIST
   __shared__ u32 own[SHARED_BINS];
