@@ -6,6 +6,10 @@
 
 #define FP_FULL_MASK 0xffffffffu
 
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
 // How a row lies in memory; LAYOUT in gpu.py.
 struct Layout {
   int runs[10];           // vectors of 16 columns: plus and minus of each segment
@@ -47,3 +51,22 @@ __device__ __forceinline__ uint4 load_16_bytes(const char* where) {
 }
 
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
+
+// --- keys by which candidates are ranked: greater for a greater value, then for a lower column ----
+
+// float32 as an integer of the same order; -0 and +0 are ties.
+__device__ __forceinline__ u32 ordered(float value) {
+  const u32 bits = __float_as_uint(value + 0.0f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+__device__ __forceinline__ u64 key_of(float value, u32 column) {
+  return (u64)ordered(value) << 32 | (u32)~column;
+}
+
+__device__ __forceinline__ u32 column_of(u64 key) { return ~(u32)key; }
+
+__device__ __forceinline__ float value_of(u64 key) {
+  const u32 bits = (u32)(key >> 32);
+  return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
+}
