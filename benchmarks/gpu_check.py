@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from fastpair.agreement import agreement, cases, gpu_backends
+from fastpair.agreement import Case, agreement, cases, gpu_backends
 from fastpair.device import pick
 from fastpair.errors import FastpairError
 from fastpair.gpu_machine import (
@@ -66,6 +66,8 @@ class Sizes:
     all_rows: tuple[int, ...] = (100_000, 1_000_000)
     dense_rows: int = 30_000
     k: int = 100
+    precisions: tuple[str, ...] = tuple(PRECISIONS)
+    lanes: tuple[int | None, ...] = (None, *WIDE_LANES)
     repeats: int = 20
     heads: tuple[str, ...] = tuple(HEADS)
     entities: int = 80
@@ -83,6 +85,8 @@ SMALL = Sizes(
     all_rows=(100,),
     dense_rows=70,
     k=5,
+    precisions=("float16", "int8"),
+    lanes=(None, 16),
     repeats=1,
     heads=("dot", "absdiff"),
     entities=20,
@@ -148,10 +152,14 @@ class Check:
 
     # --- is it right ---
 
+    def _cases(self) -> Iterator[Case]:
+        sizes = self.sizes
+        return cases(sizes.heads, sizes.precisions, entities=sizes.entities, columns=40)
+
     def _bits(self) -> Iterator[Summary]:
         """Compare every head and precision with the bits of the CPU, in both kernels for pairs."""
         rng = np.random.default_rng(1)
-        for case in cases(self.sizes.heads, entities=self.sizes.entities, columns=40):
+        for case in self._cases():
             left, right = rng.integers(0, len(case.rows), (2, 3000))
             expected = PairScorer(case.rows, case.plan)
             scorer = GpuPairScorer(case.rows, case.plan, devices=self.runtimes)
@@ -163,25 +171,30 @@ class Check:
 
     def _agreement(self) -> Iterator[Summary]:
         """Compare every way to score with the float64 reference, within the stated bound."""
-        for case in cases(self.sizes.heads, entities=self.sizes.entities, columns=40):
+        for case in self._cases():
             yield from agreement(gpu_backends(self.runtimes), [case])
 
     def _compile(self) -> Iterator[Summary]:
         """Compile a kernel of each precision anew."""
-        for precision in range(len(PRECISIONS)):
-            wanted = {f"-DFP_PRECISION={precision}", "-DFP_INDEX=4", "-DFP_RUNS=0", "-DFP_LINK=0"}
+        for precision in self.sizes.precisions:
+            number = tuple(PRECISIONS).index(precision)
+            wanted = {f"-DFP_PRECISION={number}", "-DFP_INDEX=4", "-DFP_RUNS=0", "-DFP_LINK=0"}
             source, name, options = next(v for v in variants() if wanted <= set(v[2]))
             fresh = f"-DFP_FRESH={self.sizes.fresh or time.time_ns()}"
             begun = time.perf_counter()
             self.runtime.kernel(read_source(source), name, (*options, fresh))
-            yield {"options": list(options), "seconds": time.perf_counter() - begun}
+            yield {
+                "precision": precision,
+                "options": list(options),
+                "seconds": time.perf_counter() - begun,
+            }
 
     # --- how fast is it ---
 
     def _pairs(self) -> Iterator[Summary]:
         """Pairs of a table on the device: widths, precisions, orders, threads a pair."""
         for columns in sorted(self.sizes.columns, key=lambda n: abs(n - 128)):
-            for precision in PRECISIONS:
+            for precision in self.sizes.precisions:
                 for place, rows in (
                     ("memory", self.sizes.rows),
                     ("cache", self.sizes.rows_in_cache),
@@ -201,7 +214,7 @@ class Check:
             some = np.linspace(0, count - 1, min(CHECKED, count)).astype(np.int64)
             bits = expected(numbers[some], right[some])
             for runs in (False, True) if order == "sorted" else (False,):
-                for lanes in (None, *WIDE_LANES):
+                for lanes in self.sizes.lanes:
                     seconds, scores = self._time_pairs(table, there, lanes, runs)
                     apart = steps_apart(scores[some], bits)
                     yield {
@@ -262,7 +275,7 @@ class Check:
         """Pairs from the memory of the host and back, beside the link: 8 bytes up, 4 down."""
         limit = min(self.limits["up"]["greatest"] / 8, self.limits["down"]["greatest"] / 4)
         rng = np.random.default_rng(0)
-        for precision in ("float16", "float32"):
+        for precision in self.sizes.precisions[:2]:
             rows, plan = random_table(self.sizes.rows, 128, precision)
             left, right = rng.integers(0, len(rows), (2, self.sizes.streamed), dtype=np.int32)
             scorer = GpuPairScorer(rows, plan, devices=self.runtimes)
@@ -302,7 +315,7 @@ class Check:
                 seconds = []
                 for _ in range(2):
                     begun = time.perf_counter()
-                    walk = gpu_matrix.all_pairs(rows, None, plan, runtimes=self.runtimes)
+                    walk = gpu_matrix.all_pairs(rows, None, plan, runtimes=list(self.runtimes))
                     for _ in reduce(walk):
                         pass
                     seconds.append(time.perf_counter() - begun)

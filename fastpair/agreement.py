@@ -223,7 +223,7 @@ def _all_pairs(case: Case, plan: Plan, runtimes: tuple[Any, ...]) -> Any:
         from fastpair import gpu_matrix
 
         forms = {} if plan.network is not None else {"scan": "bfloat16"}
-        options: Summary = {"runtimes": runtimes, "memory": MEMORY, **forms}
+        options: Summary = {"runtimes": list(runtimes), "memory": MEMORY, **forms}
         return gpu_matrix.all_pairs(case.rows, None, plan, **options)
     from fastpair.kernels.tile import FORMS
     from fastpair.matrix import all_pairs

@@ -89,7 +89,7 @@ class GpuWorks(Works):
             rows,
             None,
             self.table.plan,
-            runtimes=(self.runtime,),
+            runtimes=[self.runtime],
             threads=self.task.threads,
             memory=MEMORY,
         )

@@ -657,7 +657,7 @@ def score(
         _expect_hdf5(output)
     inputs = [Path(path) for path in (table, pairs, against) if path is not None]
     check_output(output, overwrite=overwrite, inputs=inputs)
-    _check_device(device, device_memory)
+    on_device = _device_bytes(device, device_memory)
     begun = time.perf_counter()
     preparing = threading.Thread(target=_prepare_kernels, name="fastpair-prepare")
     preparing.start()  # takes the interpreter half a second, in which tables are read
@@ -679,7 +679,7 @@ def score(
     room = _check_room(budget, source, thread_count(threads), len(choice.runtimes))
     if expect is not None:
         expect(source.count)
-    scorer = _pair_scorer(choice, left, right, threads, device_memory, room)
+    scorer = _pair_scorer(choice, left, right, threads, on_device, room)
     identity = {
         "table": left.digest,
         "right table": both.digest,
@@ -725,14 +725,18 @@ def score(
     }
 
 
-def _check_device(device: str, device_memory: str | int | None) -> None:
-    """Refuse what does not go together before anything is read."""
-    if device_memory is not None and device == "cpu":
-        raise ArgumentError(f"--device-memory is {device_memory} but the device is the CPU")
-    if isinstance(device_memory, str):
-        parse_size(device_memory)
+def _device_bytes(device: str, device_memory: str | int | None) -> int | None:
+    """Return the bytes to use on a GPU; refuse a device that is not there before all else."""
     if device not in ("auto", "cpu"):
         pick(device)
+    if device_memory is None:
+        return None
+    if device == "cpu":
+        raise ArgumentError(f"--device-memory is {device_memory} but the device is the CPU")
+    size = parse_size(device_memory) if isinstance(device_memory, str) else device_memory
+    if size < 1:
+        raise ArgumentError(f"device memory is {size} bytes, expected at least 1")
+    return size
 
 
 def _pair_scorer(
@@ -740,7 +744,7 @@ def _pair_scorer(
     left: Table,
     right: Table | None,
     threads: int | None,
-    device_memory: str | int | None,
+    device_memory: int | None,
     room: int,
 ) -> PairScorer | GpuPairScorer:
     """Return what scores pairs on the chosen device; on GPUs, `room` bytes may sort pairs."""
@@ -999,7 +1003,7 @@ def matrix(
     _expect_hdf5(output)
     inputs = [Path(path) for path in (table, against) if path is not None]
     check_output(Path(output), overwrite=overwrite, inputs=inputs)
-    _check_device(device, device_memory)
+    on_device = _device_bytes(device, device_memory)
     begun = time.perf_counter()
     left, right, budget = _load_tables(table, against, memory)
     both = right or left
@@ -1016,7 +1020,7 @@ def matrix(
         choice,
         left,
         right,
-        device_memory=device_memory,
+        device_memory=on_device,
         threads=threads,
         memory=budget,
         progress=progress,
@@ -1076,19 +1080,19 @@ def _all_pairs(
     left: Table,
     right: Table | None,
     *,
-    device_memory: str | int | None,
+    device_memory: int | None,
     **options: Any,
 ) -> Any:
     """Return what walks all pairs on the chosen device."""
-    rows = left.rows, None if right is None else right.rows, left.plan
+    others, plan = None if right is None else right.rows, left.plan
     if not choice.runtimes:
         from fastpair.matrix import all_pairs
 
-        return all_pairs(*rows, **options)
+        return all_pairs(left.rows, others, plan, **options)
     from fastpair import gpu_matrix
 
-    more: Summary = {"runtimes": choice.runtimes, "device_memory": device_memory}
-    return gpu_matrix.all_pairs(*rows, **more, **options)
+    options |= {"runtimes": list(choice.runtimes), "device_memory": device_memory}
+    return gpu_matrix.all_pairs(left.rows, others, plan, **options)
 
 
 NETWORK_NOTE = (

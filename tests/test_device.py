@@ -11,10 +11,16 @@ from click.testing import CliRunner
 from simulated_gpu import SimulatedRuntime, needs_compiler
 
 from fastpair import device, jobs
+from fastpair.agreement import agreement, backends, cases, check_agreement
+from fastpair.bench import WORKS, bench
+from fastpair.bench_report import print_bench
 from fastpair.cli import commands
 from fastpair.device import Missing, pick
 from fastpair.errors import ArgumentError, DeviceError, FastpairError, MismatchError
 from fastpair.files import write_embeddings, write_pairs
+from fastpair.gpu_machine import TINY
+from fastpair.heads import HEADS
+from fastpair.kernels import PRECISIONS
 from fastpair.results import ScoreFile
 
 
@@ -268,6 +274,72 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_read(
         done = command(arguments[0], *rest, "-o", tmp_path / "o.h5", *options)
         assert isinstance(done.exception, FastpairError)
         assert told in str(done.exception)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "wanted", [["--top-k", 4], ["--threshold", 0.3], ["--histogram", "--bins", 7], ["--dense"]]
+)
+@pytest.mark.parametrize("against", [False, True])
+def test_matrix_writes_the_same_file_on_every_device(files, machine, wanted, against):
+    machine(cuda=13000, gpus=2)
+    more = ["--against", files / "u.h5"] if against else []
+    for name in ("cpu", "gpu"):
+        output = files / f"{name}.h5"
+        done = command("matrix", files / "t.h5", "-o", output, *wanted, *more, "--device", name)
+        assert done.exit_code == 0, done.output
+    if wanted == ["--dense"]:  # each device has its own tiles
+        with h5py.File(files / "cpu.h5") as cpu, h5py.File(files / "gpu.h5") as gpu:
+            np.testing.assert_allclose(gpu["matrix"], cpu["matrix"], atol=1e-6)
+    else:
+        assert content(files / "cpu.h5") == content(files / "gpu.h5")
+
+
+# --- agreement and bench ---
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_way_to_score_on_a_gpu_agrees_with_the_reference(machine, precision):
+    machine(cuda=13000)
+    those = [one for one in backends("gpu") if one.name.startswith("GPU")]
+    assert [one.missing for one in those] == [""] * 4
+    rows = agreement(those, cases(precisions=[precision], entities=20, columns=12))
+    check_agreement(rows)
+    assert len(rows) == 4 * (len(HEADS) - (precision != "float32"))
+
+
+def test_a_gpu_that_was_not_asked_for_is_missing():
+    missing = {one.name: one.missing for one in backends("cpu")}
+    assert missing["GPU pairs"] == "it was not asked for"
+    assert missing["CPU pairs"] == ""
+
+
+@needs_compiler
+def test_bench_measures_a_gpu_beside_the_cpu(files, machine, monkeypatch, capsys):
+    machine(cuda=13000)
+    monkeypatch.setattr("fastpair.gpu_machine.Effort", lambda *_: TINY)
+    monkeypatch.setattr("fastpair.gpu_bench.ALREADY_THERE", 500)
+    monkeypatch.setattr("fastpair.bench._agree", lambda *_: [])
+    jobs.project("cosine", files / "e.h5", files / "b.h5", precision="bfloat16")
+    found = bench(files / "b.h5", pairs=600, seconds=600, device="gpu")
+    assert found["skipped"] == []
+    assert found["gpu"]["machine"]["name"] == "simulated"
+    assert found["settings"]["device"] == "gpu:0"
+    rows = [(row["device"], row["work"]) for row in found["rows"]]
+    assert rows == [(device, work) for device in ("cpu", "gpu:0") for work in WORKS]
+    for row in found["rows"]:
+        assert row["share"] > 0
+        assert row["binds"] in ("memory", "arithmetic", "link")
+    on_gpu = {row["work"]: row for row in found["rows"] if row["device"] == "gpu:0"}
+    assert on_gpu["stream"]["needs_per_pair"].items() >= {"up": 8.0, "down": 4.0}.items()
+    json.dumps(found, allow_nan=False)
+    compared = {**on_gpu["pairs"], "head": "dot", "backend": "GPU pairs", "difference": 0.0}
+    compared |= {"ulp": 0.0, "bound": 0.0, "flipped": 0, "other_sets": None, "wrong": 0}
+    print_bench({**found, "agreement": [compared]})
+    shown = capsys.readouterr().out
+    for words in ("gpu:0, simulated", "host to device", "gpu:0", "link"):
+        assert words in shown
 
 
 # --- resuming ---

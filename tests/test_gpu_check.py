@@ -28,15 +28,15 @@ def test_the_check_measures_everything_and_finds_nothing_wrong(monkeypatch, tmp_
     found = json.loads(output.read_text())
     assert found["skipped"] == []
     assert found["machine"]["gpus"][0]["name"] == "simulated"
-    kinds = {"compile": 4, "bits": 8, "agreement": 32, "streamed": 4, "all_pairs": 3}
+    kinds = {"compile": 2, "bits": 4, "agreement": 16, "streamed": 4, "all_pairs": 3}
     assert {name: len(found[name]) for name in kinds} == kinds
-    assert len(found["pairs"]) == 4 * (4 + 8 + 4)  # precisions; random, sorted, in cache
+    assert len(found["pairs"]) == 2 * 2 * (1 + 2 + 1)  # precisions, lanes; random, sorted, cache
     for row in (*found["pairs"], *found["streamed"], *found["all_pairs"]):
         assert row["pairs_per_second"]["median"] > 0
         assert row["share"] > 0
     shown = capsys.readouterr().out
     assert "gpu:0 simulated" in shown
-    assert "0 wrong results in 40 comparisons" in shown
+    assert "0 wrong results in 20 comparisons" in shown
 
 
 def test_wrong_bits_are_counted(monkeypatch):
@@ -51,7 +51,7 @@ def test_wrong_bits_are_counted(monkeypatch):
 
     monkeypatch.setattr(GpuPairScorer, "__call__", wrong)
     check = gpu_check.Check((SimulatedRuntime(),), replace(SIZES, heads=("dot",)), 600)
-    assert [row["wrong"] for row in check._bits()] == [2] * 4
+    assert [row["wrong"] for row in check._bits()] == [2] * 2
 
 
 def test_what_there_is_no_time_for_is_named():
