@@ -88,7 +88,7 @@ def _flags():
 
 def compile_library(source, options):
     """Return the path of a shared library of a kernel source, built once."""
-    names = re.findall(_KERNEL_NAMES, source)
+    names = list(dict.fromkeys(re.findall(_KERNEL_NAMES, source)))  # one a choice of options
     if not names:
         raise SimulationError('the source has no kernel: extern "C" __global__ void NAME(...)')
     defines = [option for option in options if option.startswith("-D")]
