@@ -237,8 +237,11 @@ class Worker:
         twice = rows is None and self._one
         right = None if twice else self._empty((rows or max(1, self.counts[1]), width), np.uint8)
         self._spaces = left, right
-        if rows is None:
-            self._load(0, 0)
+        self._load(0, 0)
+        network = self._table.network
+        if network is not None:  # one of the same size comes with every block of a table
+            self._used += network.device_weights.nbytes + network.scratch(self._work).nbytes
+            self._empty((0,), np.uint8)  # refuses what is more than the budget
 
     def _load(self, *blocks: int) -> None:
         """Have a left and a right block of the tables on the device; nothing may be under way."""
@@ -255,6 +258,7 @@ class Worker:
             held = self._held is not None and self._held[side] == number
             if len(block) and space is not None and not held:
                 self.runtime.upload(views[-1], block, self._work)
+        self._table = None  # first: there may be no room for two networks
         self._table = DeviceTable(self.runtime, views[0], views[1], self.plan, self._work)
         self.runtime.synchronize(self._work)
         self._held = blocks[0], blocks[1]
@@ -445,6 +449,13 @@ class Worker:
 
     def _told(self, error: Exception) -> Exception:
         """Return an error of CuPy or the driver as one sentence; others as they are."""
+        from fastpair.kernels.gpu import OutOfDeviceMemory
+
+        if isinstance(error, OutOfDeviceMemory):
+            return MemoryBudgetError(
+                f"gpu:{self.runtime.number} has no room left ({error}): end what else uses it, or "
+                "use the device cpu"
+            )
         if isinstance(error, FastpairError) or not type(error).__module__.startswith("cupy"):
             return error
         words = " ".join(f"{type(error).__name__}: {error}".split())

@@ -214,6 +214,8 @@ class CupyRuntime:
     def adopt(self, array: Any) -> Any:
         """See `Runtime`."""
         with self._here():
+            # what fills the array may be under way, and our streams wait for no other
+            self._cupy.cuda.get_current_stream().synchronize()
             if hasattr(array, "__cuda_array_interface__"):
                 return self._cupy.asarray(array)
             return self._cupy.from_dlpack(array)

@@ -321,6 +321,9 @@ def test_bench_measures_a_gpu_beside_the_cpu(files, machine, monkeypatch, capsys
     monkeypatch.setattr("fastpair.gpu_machine.Effort", lambda *_: TINY)
     monkeypatch.setattr("fastpair.gpu_bench.ALREADY_THERE", 500)
     monkeypatch.setattr("fastpair.bench._agree", lambda *_: [])
+    monkeypatch.setattr("fastpair.bench.LONGEST_ROW", 0.0)
+    monkeypatch.setattr("fastpair.machine.MOST_STREAM", 1 << 22)
+    monkeypatch.setattr("fastpair.machine.SHORTEST", 1e-3)
     jobs.project("cosine", files / "e.h5", files / "b.h5", precision="bfloat16")
     found = bench(files / "b.h5", pairs=600, seconds=600, device="gpu")
     assert found["skipped"] == []

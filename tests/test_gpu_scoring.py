@@ -188,6 +188,24 @@ def test_memory_that_runs_out_on_the_way_leads_to_smaller_blocks(monkeypatch):
     assert runtime.grants < 0
 
 
+def test_networks_keep_to_the_memory_too():
+    (case,) = cases(["mlp"], ["float32"], entities=40, columns=12)
+    blocks = some_blocks(40, [150, 60])
+    runtime = Watched(memory=1 << 30)
+    resident = GpuPairScorer(case.rows, case.plan, devices=[runtime])
+    network = runtime.most - case.rows.nbytes
+    for budget in (runtime.most, network + case.rows.nbytes // 2):
+        runtime = Watched(memory=1 << 30)
+        scorer = GpuPairScorer(case.rows, case.plan, devices=[runtime], device_memory=budget)
+        assert scorer.resident == (budget >= network + case.rows.nbytes)
+        assert_same_bits(blocks, scorer.stream(blocks), resident)
+        assert runtime.most <= budget
+    with pytest.raises(MemoryBudgetError, match="has no room"):
+        GpuPairScorer(
+            case.rows, case.plan, devices=[SimulatedRuntime()], device_memory=network // 2
+        )
+
+
 # --- what is refused ---
 
 
