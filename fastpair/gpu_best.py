@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -99,8 +100,9 @@ def _walk_rows(walk: DeviceWalk, group: Portion, best: Candidates, kept: int) ->
         whole, start = walk.block(group, right), 0
         while start < right.count:
             width = min(max(free, min(seen, most)), right.count - start)
-            block = whole.cut(start=start, stop=start + width)
-            if _offer(best, lambda b=block: walk.tiles.best(b, best), walk, [best], kept):
+            block = whole.cut((0, group.count), (start, start + width))
+            launch = partial(walk.tiles.best, block, best)
+            if _offer(best, launch, walk, [best], kept):
                 start, seen, most = start + width, seen + width, max(2 * width, most)
             else:
                 most = width // 2
@@ -121,10 +123,10 @@ def _walk_triangle(walk: DeviceWalk, group: Portion, best: Candidates, kept: int
         low = 0
         while low < known:
             high = min(low + max(free, low), known)
-            block = whole.cut(low=low, high=high, start=known, stop=last)
+            block = whole.cut((low, high), (known, last))
             _offer_both(walk, block, best, kept, free)
             low = high
-        block = whole.cut(low=known, high=last, start=known, stop=last)
+        block = whole.cut((known, last), (known, last))
         _offer_both(walk, block, best, kept, free)
         known = last
 
@@ -136,7 +138,7 @@ def _offer_both(walk: DeviceWalk, block: Block, best: Candidates, kept: int, fre
     parts = [best.cut(block.low, block.high)]
     if (block.start, block.stop) != (block.low, block.high):
         parts.append(best.cut(block.start, block.stop))
-    if not _offer(best, lambda: walk.tiles.best(block, best), walk, parts, kept):
+    if not _offer(best, partial(walk.tiles.best, block, best), walk, parts, kept):
         for half in block.halves():
             _offer_both(walk, half, best, kept, free)
 
@@ -264,6 +266,6 @@ def _sorted_scores(walk: DeviceWalk, group: Portion, chosen: np.ndarray, k: int)
             arrays = walk.pairs.scores, numbers
             walk.select("lay_keys", rows * width, *arrays, *shape, *columns, keys, np.int64(length))
     sort_rows(walk.runtime, walk.stream, keys)
-    shape = np.int64(rows), np.int32(length), np.int32(k)
-    walk.select("gather_best", rows * k, keys, counts, *shape, best)
+    numbers_of = np.int64(rows), np.int32(length), np.int32(k)
+    walk.select("gather_best", rows * k, keys, counts, *numbers_of, best)
     return split_keys(walk.fetch(best))

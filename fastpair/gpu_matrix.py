@@ -18,11 +18,10 @@ import numpy as np
 from fastpair.backend import memory_budget, run_ordered, thread_count
 from fastpair.errors import ArgumentError, MemoryBudgetError
 from fastpair.gpu_best import find_best, most_kept
-from fastpair.gpu_walk import DeviceWalk, HostSides, Portion
+from fastpair.gpu_walk import DeviceWalk, HostSides, Portion, choose_form
 from fastpair.kernels import Plan, cpu
 from fastpair.kernels.gpu import DeviceTable, Runtime, score_pairs
-from fastpair.kernels.gpu_tiles import FORMS, TILE, Block, Candidates, row_words, values_of
-from fastpair.kernels.operands import operand_counts
+from fastpair.kernels.gpu_tiles import FORMS, TILE, Block, Candidates, values_of
 from fastpair.matrix import (
     NetworkPairs,
     Progress,
@@ -31,7 +30,8 @@ from fastpair.matrix import (
     pairs_by_row,
 )
 
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _Hits = tuple[int, np.ndarray, np.ndarray, np.ndarray]
 """Number of the first row, counts of some rows, then indices and scores of their pairs."""
 _Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -48,11 +48,6 @@ _CELLS = 1 << 15
 """Steps of the raw score in which a histogram looks bins up; those of an edge are scored again."""
 _FREE_SHARE = 0.9
 """Share of a device's free memory that is used unless a budget is given."""
-
-_SAMPLE = 32, 2048
-"""Left and right rows that a choice of the form looks at."""
-_MOST_UNDECIDED = 1e-3
-"""Share of the pairs above which a threshold's candidates cost more than coarse tiles save."""
 
 
 class GpuPairs:
@@ -118,6 +113,12 @@ class GpuPairs:
             ]
         )
 
+    def _choose(self, **wanted: Any) -> str:
+        """Return the form that is wanted, or that finds what is wanted at least cost."""
+        if self._wanted_scan:
+            return self._wanted_scan
+        return choose_form(self.left, self.right if self.distinct else None, self.plan, **wanted)
+
     def _memory_of(self, runtime: Runtime) -> int:
         free = int(_FREE_SHARE * runtime.free_memory())
         return free if self.device_memory is None else min(free, self.device_memory)
@@ -150,8 +151,8 @@ class GpuPairs:
         if k < 1:
             raise ArgumentError(f"k is {k}, expected at least 1")
         kept = min(k, len(self.right) - (not self.distinct))
-        capacity, _ = most_kept(kept)
-        form = self._choose(k=k) if kept > 0 else "float32"
+        capacity, room = most_kept(kept)
+        form = self._choose(k=max(1, kept), room=room)
         row_bytes = Candidates.row_bytes(capacity) + 8 * k
         devices = self._devices(form, raised=True, row_bytes=row_bytes)
         shares = self._shares(k * 24)
@@ -350,36 +351,6 @@ class GpuPairs:
 
         return [result for results in walk.run(*share, each) for result in results]
 
-    # --- which form scans
-
-    def _choose(self, *, k: int | None = None, floor: float | None = None) -> str:
-        """Return the form of tiles that leaves few enough pairs undecided, the fastest first.
-
-        A sample of the pairs tells what the error of bfloat16 products would leave undecided: for
-        the k best of each row no more than what is kept of a row, for a threshold `floor`, a raw
-        score, a small share.
-        """
-        products = operand_counts(self.plan)[0]
-        if self._wanted_scan or not products or not len(self.left) or not len(self.right):
-            return self._wanted_scan or "float32"
-        chosen = [_evenly(len(r), n) for r, n in zip((self.left, self.right), _SAMPLE, strict=True)]
-        some, many = np.ascontiguousarray(self.left[chosen[0]]), self.right[chosen[1]]
-        sides = HostSides(some, np.ascontiguousarray(many), self.plan, "bfloat16", 1, 1 << 30)
-        left, right = sides.left.pack(0, len(some)), sides.right.pack(0, len(many))
-        slack = sides.bound(left)
-        raw = _approximate(left, right, self.plan)
-        if not self.distinct:
-            raw[chosen[0][:, None] == chosen[1]] = -np.inf
-        if floor is not None:
-            undecided = np.abs(raw - floor) <= 2 * slack[:, None]
-            return "bfloat16" if undecided.mean() <= _MOST_UNDECIDED else "float32"
-        kept = min(k or 1, len(self.right))
-        _, room = most_kept(kept)
-        place = min(max(1, round(kept * len(many) / len(self.right))), len(many))
-        best = np.partition(raw, len(many) - place, axis=1)[:, len(many) - place]
-        reached = (raw >= (best - 2 * slack)[:, None]).mean(axis=1) * len(self.right)
-        return "bfloat16" if np.median(reached) <= room else "float32"
-
 
 class _Devices:
     """Walks that take one piece of work after another, a thread for each.
@@ -517,29 +488,6 @@ def _counts(
     return total
 
 
-def _evenly(rows: int, count: int) -> np.ndarray:
-    """Numbers of at most `count` rows, evenly spaced."""
-    return np.arange(min(count, rows)) * rows // min(count, rows)
-
-
-def _approximate(left: Any, right: Any, plan: Plan) -> np.ndarray:
-    """Return the raw scores (n, n') of two sides of bfloat16 operands, about."""
-    _, plus, minus = operand_counts(plan)
-    words = row_words(plan, "bfloat16") - plus - minus
-
-    def columns(side: Any) -> np.ndarray:
-        halves = side.words[:, :words].view(np.uint16).astype(np.uint32) << 16
-        return halves.view(np.float32)
-
-    raw = columns(left) @ columns(right).T
-    raw += np.float32(plan.constant) + left.bias[:, None] + right.bias
-    sides = (side.words[:, words:].view(np.float32) for side in (left, right))
-    signs = np.repeat(np.float32([1, -1]), [plus, minus])
-    for sign, x, y in zip(signs, *(side.T for side in sides), strict=True):
-        raw += sign * np.maximum(x[:, None], y)
-    return raw
-
-
 class GpuNetworkPairs(NetworkPairs):
     """All pairs where a network compares them, scored on one GPU and reduced on the host.
 
@@ -581,7 +529,7 @@ class GpuNetworkPairs(NetworkPairs):
         for target, source in zip(rows, host, strict=True):
             runtime.upload(target, source, stream)
         runtime.fill(first_bad, 0xFF, stream)
-        score_pairs(runtime, self._table, *rows, result, first_bad, stream)
+        score_pairs(runtime, self._table, rows[0], rows[1], result, first_bad, stream)
         runtime.download(scores, result, stream)
         runtime.synchronize(stream)
 

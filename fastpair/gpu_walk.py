@@ -41,7 +41,15 @@ _MOST_LISTED = 1 << 24
 _LEAST_LISTED = 1 << 12
 """Pairs that a list on a device holds: at most what is worth it, at least a row's candidates."""
 
+_SIZES = ("size", "length", "norm", "error", "drift")
+"""What `Panels` tell of each row."""
+
 _NO_TABLE_ROW = -(1 << 62)
+
+_SAMPLE = 32, 2048
+"""Left and right rows that a choice of the form looks at."""
+_MOST_UNDECIDED = 1e-3
+"""Share of the pairs above which a threshold's candidates cost more than coarse tiles save."""
 
 
 class HostSide:
@@ -68,6 +76,7 @@ class HostSide:
     ) -> None:
         self.rows, self.plan, self.form, self.side = rows, plan, form, side
         self.shifts, self.threads = shifts, threads
+        self._sizes = np.full((len(_SIZES), len(rows)), np.nan)
         self._greatest: Panels | None = None
         self._lock = threading.Lock()
 
@@ -82,6 +91,8 @@ class HostSide:
         starts = range(0, last - first, _ROWS_PACKED_AT_ONCE)
         for _ in run_ordered(fill, starts, self.threads):
             pass
+        for own, name in zip(self._sizes, _SIZES, strict=True):
+            own[first:last] = getattr(operands.bounds, name)
         return operands
 
     def pieces(self, first: int, last: int, share: int) -> Iterator[tuple[int, int]]:
@@ -92,15 +103,16 @@ class HostSide:
             yield start, min(start + step, last)
 
     def greatest(self, share: int) -> Panels:
-        """The greatest sizes of all rows, as of one: they bound every tile of the other side."""
+        """The greatest sizes of all rows, as of one: they bound every tile of the other side.
+
+        Rows that were packed already have told theirs.
+        """
         with self._lock:
             if self._greatest is None:
-                names = ("size", "length", "norm", "error", "drift")
-                greatest = np.zeros((len(names), 1))
                 for first, last in self.pieces(0, len(self.rows), share):
-                    bounds = self.pack(first, last).bounds
-                    for own, name in zip(greatest, names, strict=True):
-                        np.maximum(own, getattr(bounds, name).max(initial=0), out=own)
+                    if np.isnan(self._sizes[:, first:last]).any():
+                        self.pack(first, last)
+                greatest = self._sizes.max(axis=1, initial=0)[:, None]
                 empty = np.empty((0, 0), np.float32)
                 self._greatest = Panels(empty, self.form, self.side, *greatest)
             return self._greatest
@@ -264,6 +276,8 @@ class DeviceWalk:
         """Left rows, and a list of pairs, so that later work finds it; the last ones are kept."""
         if self._pairs is None:
             self._pairs = PairList(self.runtime, self._listed)
+        if self.chunk == len(self.sides.right.rows):
+            next(self.chunks())  # it tells what bounds the left rows
         if self._left is None or (self._left.first, self._left.last) != (first, last):
             self._left = None
             self._left = self._load(self.sides.left, first, last)
@@ -330,8 +344,9 @@ class DeviceWalk:
         table = DeviceTable(self.runtime, left.rows, right.rows, self.plan, self.stream)
         pairs = self.pairs
         self.runtime.fill(pairs.first_bad, 0xFF, self.stream)
-        listed = (part[:count] for part in (pairs.rows, pairs.columns, pairs.scores))
-        score_pairs(self.runtime, table, *listed, pairs.first_bad, self.stream, runs=runs)
+        rows, columns = pairs.rows[:count], pairs.columns[:count]
+        scores, bad = pairs.scores[:count], pairs.first_bad
+        score_pairs(self.runtime, table, rows, columns, scores, bad, self.stream, runs=runs)
 
     def listed(
         self, block: Block, launch: Callable[[Block], None], most: int | None = None
@@ -381,3 +396,66 @@ class DeviceWalk:
     def itself(self, left: Portion) -> np.int64:
         """The table row of a group's row 0 where pairs (i, i) are left out, else far below any."""
         return np.int64(_NO_TABLE_ROW if self.sides.distinct else left.first)
+
+
+# --- which form scans ----------------------------------------------------------------------------
+
+
+def choose_form(
+    left: np.ndarray,
+    right: np.ndarray | None,
+    plan: Plan,
+    *,
+    k: int | None = None,
+    room: int = 0,
+    floor: float | None = None,
+) -> str:
+    """Return the form of tiles that leaves few enough pairs undecided, the fastest first.
+
+    A sample of the pairs tells what the error of bfloat16 products would leave undecided.
+
+    Parameters
+    ----------
+    left, right, plan : as `HostSides` takes them.
+    k, room : how many right rows are wanted of each left row, and how many may be undecided; or
+    floor : the least raw score of what is wanted, about which a small share may be undecided.
+    """
+    others = left if right is None else right
+    if not operand_counts(plan)[0] or not len(left) or not len(others):
+        return "float32"
+    first, second = _evenly(len(left), _SAMPLE[0]), _evenly(len(others), _SAMPLE[1])
+    sides = HostSides(left[first], others[second], plan, "bfloat16", 1, 1 << 30)
+    some, many = sides.left.pack(0, len(first)), sides.right.pack(0, len(second))
+    slack = sides.bound(some)[:, None]
+    raw = _approximate(some, many, plan)
+    if right is None:
+        raw[first[:, None] == second] = -np.inf
+    if floor is not None:
+        undecided = np.abs(raw - floor) <= 2 * slack
+        return "bfloat16" if undecided.mean() <= _MOST_UNDECIDED else "float32"
+    place = min(max(1, round((k or 1) * len(second) / len(others))), len(second))
+    best = np.partition(raw, len(second) - place, axis=1)[:, len(second) - place, None]
+    undecided = (raw >= best - 2 * slack).mean(axis=1) * len(others)
+    return "bfloat16" if np.median(undecided) <= room else "float32"
+
+
+def _evenly(rows: int, count: int) -> np.ndarray:
+    """Numbers of at most `count` rows, evenly spaced."""
+    return np.arange(min(count, rows)) * rows // min(count, rows)
+
+
+def _approximate(left: Operands, right: Operands, plan: Plan) -> np.ndarray:
+    """Return the raw scores (n, n') of two sides of bfloat16 operands, about."""
+    _, plus, minus = operand_counts(plan)
+    words = row_words(plan, "bfloat16") - plus - minus
+    products, maxima = [], []
+    for side in (left, right):
+        halves = np.ascontiguousarray(side.words[:, :words]).view(np.uint16)
+        products.append((halves.astype(np.uint32) << 16).view(np.float32))
+        maxima.append(np.ascontiguousarray(side.words[:, words:].T).view(np.float32))
+    raw = products[0] @ products[1].T
+    raw += np.float32(plan.constant) + left.bias[:, None] + right.bias
+    signs = np.repeat(np.array([1, -1], np.float32), [plus, minus])
+    for sign, x, y in zip(signs, *maxima, strict=True):
+        raw += sign * np.maximum(x[:, None], y)
+    return raw

@@ -204,9 +204,9 @@ class Block:
         last = self.right.first + self.stop - 1
         return self.one_table == 2 and last < self.left.first + self.low
 
-    def cut(self, **ends: int) -> Block:
-        """The block with other ends."""
-        return replace(self, **ends)
+    def cut(self, rows: tuple[int, int], columns: tuple[int, int]) -> Block:
+        """The block with other ends: low and high, start and stop."""
+        return replace(self, low=rows[0], high=rows[1], start=columns[0], stop=columns[1])
 
     def halves(self) -> list[Block]:
         """The block in two, its longer side cut."""

@@ -29,6 +29,11 @@ struct Rows {
   int subgroup;
 };
 
+// The first vector of a minus run that a subgroup takes: it goes on where the plus run ends.
+__device__ __forceinline__ int first_of_minus(const Rows& rows, int plus) {
+  return (rows.subgroup + FP_SUBGROUPS - plus % FP_SUBGROUPS) % FP_SUBGROUPS;
+}
+
 // --- float columns -------------------------------------------------------------------------------
 
 #if FP_PRECISION < 3
@@ -64,12 +69,13 @@ __device__ __forceinline__ void load_columns(const char* where, float (&columns)
   widen(load_16_bytes(where), columns);
 }
 
-// Adds the terms of one run of `vectors` vectors that starts `at` bytes into the rows.
+// Adds the terms of one run that starts `at` bytes into the rows: vectors from `first` on.
 template <int SEGMENT, bool MINUS>
-__device__ __forceinline__ void add_run(Lanes& lanes, const Rows& rows, int at, int vectors) {
+__device__ __forceinline__ void add_run(Lanes& lanes, const Rows& rows, int at, int first,
+                                        int vectors) {
   const int half = vectors * FP_VECTOR_BYTES;
 #pragma unroll FP_UNROLL
-  for (int vector = rows.subgroup; vector < vectors; vector += FP_SUBGROUPS) {
+  for (int vector = first; vector < vectors; vector += FP_SUBGROUPS) {
     const char* left = rows.left + at + vector * FP_VECTOR_BYTES;
     const char* right = rows.right + at + vector * FP_VECTOR_BYTES;
     float l[FP_COLUMNS], r[FP_COLUMNS], other_l[FP_COLUMNS], other_r[FP_COLUMNS];
@@ -105,9 +111,9 @@ __device__ __forceinline__ void add_segment(Lanes& lanes, const Rows& rows, cons
                                             int& at) {
   const int bytes = (SEGMENT == 2 ? 2 : 1) * FP_VECTOR_BYTES;
   const int plus = layout.runs[2 * SEGMENT], minus = layout.runs[2 * SEGMENT + 1];
-  add_run<SEGMENT, false>(lanes, rows, at, plus);
+  add_run<SEGMENT, false>(lanes, rows, at, rows.subgroup, plus);
   at += plus * bytes;
-  add_run<SEGMENT, true>(lanes, rows, at, minus);
+  add_run<SEGMENT, true>(lanes, rows, at, first_of_minus(rows, plus), minus);
   at += minus * bytes;
 }
 
@@ -187,13 +193,13 @@ __device__ __forceinline__ int add_maxima(u32 x, u32 y, int sum) {
   return add_dot(x, 0x01010101u, add_dot(y, 0x01010101u, sum)) + distances(x, y);
 }
 
-// Sum of the terms of one run: integers alone, no column is converted.
+// Sum of the terms of one run, as in add_run: integers alone, no column is converted.
 template <int SEGMENT>
-__device__ __forceinline__ int run_sum(const Rows& rows, int at, int vectors) {
+__device__ __forceinline__ int run_sum(const Rows& rows, int at, int first, int vectors) {
   const int half = vectors * FP_VECTOR_BYTES;
   int sum = 0;
 #pragma unroll FP_UNROLL
-  for (int vector = rows.subgroup; vector < vectors; vector += FP_SUBGROUPS) {
+  for (int vector = first; vector < vectors; vector += FP_SUBGROUPS) {
     const char* left = rows.left + at + vector * FP_VECTOR_BYTES;
     const char* right = rows.right + at + vector * FP_VECTOR_BYTES;
     u32 l[4], r[4], other_l[4], other_r[4];
@@ -223,9 +229,9 @@ __device__ __forceinline__ void add_segment(Lanes& lanes, const Rows& rows, cons
                                             int& at) {
   const int bytes = (SEGMENT == 2 ? 2 : 1) * FP_VECTOR_BYTES;
   const int plus = layout.runs[2 * SEGMENT], minus = layout.runs[2 * SEGMENT + 1];
-  lanes.sums[SEGMENT] = run_sum<SEGMENT>(rows, at, plus);
+  lanes.sums[SEGMENT] = run_sum<SEGMENT>(rows, at, rows.subgroup, plus);
   at += plus * bytes;
-  lanes.sums[SEGMENT] -= run_sum<SEGMENT>(rows, at, minus);
+  lanes.sums[SEGMENT] -= run_sum<SEGMENT>(rows, at, first_of_minus(rows, plus), minus);
   at += minus * bytes;
 }
 
