@@ -986,7 +986,8 @@ def matrix(
     top_k, threshold, dense, histogram : exactly one of them; `bins` goes with the last.
     memory : what may be allocated, the tables included.
     device : "auto", "cpu", "gpu", "gpu:1" or "gpu:0,1"; see `fastpair.device.pick`. Dense values
-        are those of its own tiles, all other results are the same on every device.
+        and the outer edges of a histogram are those of its own tiles, all other results are the
+        same on every device.
     device_memory : what may be allocated on each GPU; default 90 % of what is free there.
 
     Returns

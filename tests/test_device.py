@@ -288,11 +288,18 @@ def test_matrix_writes_the_same_file_on_every_device(files, machine, wanted, aga
         output = files / f"{name}.h5"
         done = command("matrix", files / "t.h5", "-o", output, *wanted, *more, "--device", name)
         assert done.exit_code == 0, done.output
-    if wanted == ["--dense"]:  # each device has its own tiles
-        with h5py.File(files / "cpu.h5") as cpu, h5py.File(files / "gpu.h5") as gpu:
-            np.testing.assert_allclose(gpu["matrix"], cpu["matrix"], atol=1e-6)
-    else:
+    of_tiles = {"--dense": "matrix", "--histogram": "edges"}.get(wanted[0])
+    if of_tiles is None:
         assert content(files / "cpu.h5") == content(files / "gpu.h5")
+        return
+    with h5py.File(files / "cpu.h5") as cpu, h5py.File(files / "gpu.h5") as gpu:
+        np.testing.assert_allclose(gpu[of_tiles], cpu[of_tiles], atol=1e-6)
+        if of_tiles == "edges":
+            assert (
+                gpu["counts"][:].sum()
+                == cpu["counts"][:].sum()
+                == (60 * 25 if against else 60 * 59)
+            )
 
 
 # --- agreement and bench ---

@@ -22,7 +22,7 @@ def test_the_check_measures_everything_and_finds_nothing_wrong(monkeypatch, tmp_
     monkeypatch.setattr(gpu_check, "SMALL", SIZES)
     output = tmp_path / "found.json"
     try:
-        assert gpu_check.main(["--small", "--output", str(output)]) == 0
+        assert gpu_check.main(["--small", "--seconds", "9999", "--output", str(output)]) == 0
     finally:
         device.open_gpu.cache_clear()
     found = json.loads(output.read_text())
