@@ -45,7 +45,7 @@ SHARE_OF_FREE = 0.9
 COPIED_BY_A_THREAD = 1 << 18
 """Pairs that one thread copies into or out of a buffer."""
 
-_PROBES, _NEIGHBOURS = 64, 64
+_PROBES, _NEIGHBOURS = 32, 32
 _NONE_BAD = np.iinfo(np.uint64).max
 
 
@@ -106,7 +106,7 @@ def in_runs(left: np.ndarray) -> bool:
     if len(left) < 2:
         return False
     starts = np.linspace(0, max(0, len(left) - _NEIGHBOURS), _PROBES).astype(np.int64)
-    places = np.unique(starts[:, None] + np.arange(_NEIGHBOURS - 1))
+    places = (starts[:, None] + np.arange(_NEIGHBOURS - 1)).reshape(-1)
     places = places[places < len(left) - 1]
     return 4 * int((left[places] == left[places + 1]).sum()) >= 3 * len(places)
 
