@@ -185,6 +185,7 @@ class Worker:
         self._spaces: tuple[Any, Any] | None = None
         self._held: tuple[int, int] | None = None
         self._table: Any = None
+        self._network: int | None = None
         self._size, self._most = 0, PAIRS_AT_ONCE
         self.block_rows: int | None = None
         self._arrange(FEWEST_AT_ONCE)
@@ -216,14 +217,35 @@ class Worker:
             self.block_rows = max(FEWEST_ROWS, -(-rows // 2))
 
     def _empty(self, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> Any:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self._use(size)
+        try:
+            return self.runtime.empty(shape, dtype)
+        except Exception:
+            self._used -= size
+            raise
+
+    def _use(self, size: int) -> None:
         from fastpair.kernels.gpu import OutOfDeviceMemory
 
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if self._used + size > self._budget:
             raise OutOfDeviceMemory(f"{size} bytes are more than the budget leaves")
-        array = self.runtime.empty(shape, dtype)
         self._used += size
-        return array
+
+    def _network_bytes(self) -> int:
+        """Return what a network takes beside the tables: its weights, and room for its units."""
+        from fastpair.kernels.gpu import DeviceTable
+
+        if self.plan.network is None:
+            return 0
+        if self._network is None:
+            none = self.runtime.empty((0, self.plan.layout.row_bytes), np.uint8)
+            network = DeviceTable(self.runtime, none, None, self.plan, self._work).network
+            assert network is not None
+            parts = network.device_weights, network.device_widths, network.scratch(self._work)
+            self._network = sum(part.nbytes for part in parts)
+            self.runtime.synchronize(self._work)
+        return self._network
 
     def _release(self) -> None:
         self._free.clear()
@@ -233,15 +255,12 @@ class Worker:
     def _take_tables(self) -> None:
         """Take room for the tables, or for a block of each; bring them there if they fit."""
         width, rows = self.plan.layout.row_bytes, self.block_rows
+        self._use(self._network_bytes())
         left = self._empty((rows or max(1, self.counts[0]), width), np.uint8)
         twice = rows is None and self._one
         right = None if twice else self._empty((rows or max(1, self.counts[1]), width), np.uint8)
         self._spaces = left, right
         self._load(0, 0)
-        network = self._table.network
-        if network is not None:  # one of the same size comes with every block of a table
-            self._used += network.device_weights.nbytes + network.scratch(self._work).nbytes
-            self._empty((0,), np.uint8)  # refuses what is more than the budget
 
     def _load(self, *blocks: int) -> None:
         """Have a left and a right block of the tables on the device; nothing may be under way."""
