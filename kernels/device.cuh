@@ -14,7 +14,7 @@ typedef long long i64;
 struct Layout {
   int runs[10];           // vectors of 16 columns: plus and minus of each segment
   int bias_at, scale_at;  // bytes into the row, or -1
-  long long row_bytes;
+  i64 row_bytes;
 };
 
 // The plan's numbers; CONSTANTS in gpu.py.
@@ -48,6 +48,12 @@ __device__ __forceinline__ float load_float(const char* where) { return __ldg((c
 
 __device__ __forceinline__ uint4 load_16_bytes(const char* where) {
   return __ldg((const uint4*)where);
+}
+
+// The n-th of row numbers that have 4 or 8 bytes each.
+__device__ __forceinline__ i64 load_number(const char* numbers, i64 n, int bytes) {
+  if (bytes == 4) return __ldg((const int*)numbers + n);
+  return __ldg((const i64*)numbers + n);
 }
 
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }

@@ -17,13 +17,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing
 
-from fastpair.kernels import LINKS, PRECISIONS, Plan, RowLayout
+from fastpair.kernels import LINKS, PRECISIONS, Network, Plan, RowLayout
 
 BASE_OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-sqrt=true")
 """What every kernel is compiled with: fused multiply-adds are written out, roots are exact."""
 
 THREADS = 256
 """Threads of a block, of every kernel."""
+
+NETWORK_TILE = 64
+"""Pairs, and units, that a block of network.cu works on together."""
+
+_MOST_NETWORK_BLOCKS, _SCRATCH_BYTES = 528, 128 << 20
 
 
 class OutOfDeviceMemory(Exception):
@@ -136,7 +141,7 @@ class CupyRuntime:
         """See `Runtime`."""
         count = int(np.prod(shape, dtype=np.int64))
         with self._here():
-            memory = self._cupy.cuda.alloc_pinned_memory(count * np.dtype(dtype).itemsize)
+            memory = self._cupy.cuda.alloc_pinned_memory(max(1, count * np.dtype(dtype).itemsize))
         return np.frombuffer(memory, dtype, count).reshape(shape)
 
     def stream(self) -> Any:
@@ -199,8 +204,10 @@ class CupyRuntime:
             arguments: tuple[Any, ...],
             stream: Any,
         ) -> None:
+            null = np.uint64(0)
             with self._here():
-                function(grid, block, arguments, stream=stream)
+                given = tuple(null if argument is None else argument for argument in arguments)
+                function(grid, block, given, stream=stream)
 
         return launch
 
@@ -239,6 +246,25 @@ CONSTANTS = np.dtype(
 )
 """The struct `Constants` of device.cuh."""
 
+PAIR_LIST = np.dtype(
+    [
+        *((name, "<i8") for name in ("count", "group_step", "round_step")),
+        *((name, "<i4") for name in ("rounds", "index_bytes")),
+    ],
+    align=True,
+)
+"""The struct `PairList` of pairs.cu: a list of pairs, and which of them a group takes."""
+
+NETWORK_SHAPE = np.dtype(
+    [
+        ("pairs", "<i8"),
+        *((name, "<i4") for name in ("columns", "orders", "layers", "direct", "most_units")),
+        *((name, "<i4") for name in ("rounds", "index_bytes")),
+    ],
+    align=True,
+)
+"""The struct `NetworkShape` of network.cu."""
+
 
 def pack_plan(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     """Return the structs `LAYOUT` and `CONSTANTS` of a plan, arrays of one element each."""
@@ -248,6 +274,66 @@ def pack_plan(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     numbers = plan.kernel_constants()
     constants[0] = (*numbers[:3], numbers[3:])
     return layout, constants
+
+
+class DeviceNetwork:
+    """The network of a plan on a device, and room for its hidden units.
+
+    Parameters
+    ----------
+    runtime, stream : as of `DeviceTable`
+    plan : Plan
+        A plan with a network: precision float32, link identity.
+    """
+
+    def __init__(self, runtime: Runtime, plan: Plan, stream: Any) -> None:
+        network = plan.network
+        if network is None or plan.precision != "float32" or plan.link != "identity":
+            raise ValueError("a network needs float32 columns and the link identity")
+        self.runtime, self.network = runtime, network
+        inputs = network.layers[0][0].shape[1]
+        self.widths = np.array([inputs, *(len(bias) for _, bias in network.layers)], np.int32)
+        self.most_units = max(_padded_units(int(width)) for width in self.widths[1:])
+        self._host = _pack_weights(network), self.widths  # until the stream has passed
+        self.device_weights = runtime.empty(self._host[0].shape, np.float32)
+        self.device_widths = runtime.empty(self.widths.shape, np.int32)
+        runtime.upload(self.device_weights, self._host[0], stream)
+        runtime.upload(self.device_widths, self.widths, stream)
+        self._scratch: dict[int, tuple[Any, Any]] = {}
+
+    @property
+    def most_blocks(self) -> int:
+        """Blocks that may run together, each with its part of the scratch."""
+        return max(1, min(_MOST_NETWORK_BLOCKS, _SCRATCH_BYTES // self._block_bytes))
+
+    @property
+    def _block_bytes(self) -> int:
+        return 2 * 4 * self.most_units * NETWORK_TILE
+
+    def scratch(self, stream: Any) -> Any:
+        """Room for the hidden units of all blocks; each stream has its own."""
+        if id(stream) not in self._scratch:
+            room = self.runtime.empty(self.most_blocks * self._block_bytes // 4, np.float32)
+            self._scratch[id(stream)] = room, stream  # the number is its own while it lives
+        return self._scratch[id(stream)][0]
+
+
+def _padded_units(units: int) -> int:
+    return -(-units // NETWORK_TILE) * NETWORK_TILE
+
+
+def _pack_weights(network: Network) -> np.ndarray:
+    """Return the network as network.cu reads it: layers, then output and direct."""
+    parts = []
+    for matrix, bias in network.layers:
+        units, inputs = matrix.shape
+        layer = np.zeros((1 + inputs, _padded_units(units)), np.float32)
+        layer[0, :units], layer[1:, :units] = bias, matrix.T
+        parts.append(layer.ravel())
+    parts.append(network.output.astype(np.float32))
+    if network.direct is not None:
+        parts.append(network.direct.astype(np.float32))
+    return np.concatenate(parts)
 
 
 class DeviceTable:
@@ -273,19 +359,23 @@ class DeviceTable:
     left, right : device arrays of the rows
     left_count, right_count : int
     plan : Plan
+    network : DeviceNetwork, or None
 
     Raises
     ------
     OutOfDeviceMemory
         The device has no room for the rows.
     ValueError
-        Rows are not of the plan's layout.
+        Rows are not of the plan's layout, or not what its network takes.
     """
 
     def __init__(
         self, runtime: Runtime, left_rows: Any, right_rows: Any, plan: Plan, stream: Any
     ) -> None:
         self.runtime, self.plan = runtime, plan
+        self.network = None
+        if plan.network is not None:
+            self.network = DeviceNetwork(runtime, plan, stream)
         self.left = _rows_on_device(runtime, left_rows, plan, stream)
         self.right = self.left
         if right_rows is not None and right_rows is not left_rows:
@@ -329,6 +419,9 @@ FILLING_THREADS = 1 << 18
 
 _MOST_ROUNDS, _MOST_ROUNDS_IN_RUNS = 8, 64
 
+NETWORK_OPTIONS = (*BASE_OPTIONS, "-DFP_LINK=0")
+"""What network.cu is compiled with; a network has no link."""
+
 
 def score_pairs(
     runtime: Runtime,
@@ -358,47 +451,77 @@ def score_pairs(
         Lowered to the least pair of which a row number is out of range.
     lanes : int, optional
         Threads of a pair: that of `NATURAL_LANES` (default), or one of `WIDE_LANES`, whose float
-        scores have other bits within the stated bound.
+        scores have other bits within the stated bound. Not with a network.
     runs : bool
-        The same left row comes many times in a row: it is read less often then. Same bits.
+        The same left row comes many times in a row: it is read less often then. Same bits. Of no
+        use to a network.
 
     Raises
     ------
     ValueError
         Arrays or lanes that cannot be used.
     """
-    count = _check_pairs(left, right, scores, first_bad)
-    options = _pair_options(table.plan, np.dtype(left.dtype).itemsize, lanes, runs)
+    count, index = _check_pairs(left, right, scores, first_bad)
+    counts = np.int64(table.left_count), np.int64(table.right_count)
+    arguments = (table.left, table.right, *counts, left, right, scores, first_bad)
+    if table.network is not None:
+        if lanes is not None:
+            raise ValueError(f"lanes {lanes} for a network, which has none; leave them out")
+        if count:
+            _score_network(runtime, table.plan, table.network, arguments, (count, index), stream)
+        return
+    options = _pair_options(table.plan, lanes, runs)
     if not count:
         return
     threads = lanes or NATURAL_LANES[table.plan.precision]
+    pairs, groups = _share_out(count, threads, index, runs)
+    kernel = runtime.kernel(read_source("pairs.cu"), "score_pairs", options)
+    grid = (-(-groups * threads // THREADS),)
+    kernel(grid, (THREADS,), (*arguments, pairs, *pack_plan(table.plan)), stream)
+
+
+def _score_network(
+    runtime: Runtime,
+    plan: Plan,
+    network: DeviceNetwork,
+    arguments: tuple[Any, ...],
+    pairs: tuple[int, int],
+    stream: Any,
+) -> None:
+    """Launch network.cu; `pairs` are how many there are and the bytes of a row number."""
+    count, index = pairs
+    tiles = -(-count // NETWORK_TILE)
+    blocks = min(network.most_blocks, tiles)
+    shape = np.zeros(1, NETWORK_SHAPE)
+    shape[0] = (
+        count,
+        network.network.columns,
+        network.network.form == "orders",
+        len(network.network.layers),
+        network.network.direct is not None,
+        network.most_units,
+        -(-tiles // blocks),
+        index,
+    )
+    scratch = network.scratch(stream)
+    given = (*arguments, network.device_weights, network.device_widths, scratch)
+    kernel = runtime.kernel(read_source("network.cu"), "score_network", NETWORK_OPTIONS)
+    kernel((blocks,), (THREADS,), (*given, shape, *pack_plan(plan)), stream)
+
+
+def _share_out(count: int, threads: int, index: int, runs: bool) -> tuple[np.ndarray, int]:
+    """Return the struct `PAIR_LIST` of a list, and how many groups of threads it takes."""
     most = _MOST_ROUNDS_IN_RUNS if runs else _MOST_ROUNDS
     rounds = max(1, min(most, count * threads // FILLING_THREADS))
     groups = -(-count // rounds)
-    layout, constants = pack_plan(table.plan)
-    runtime.kernel(read_source("pairs.cu"), "score_pairs", options)(
-        (-(-groups * threads // THREADS),),
-        (THREADS,),
-        (
-            table.left,
-            table.right,
-            np.int64(table.left_count),
-            np.int64(table.right_count),
-            left,
-            right,
-            scores,
-            first_bad,
-            np.int64(count),
-            np.int32(rounds),
-            layout,
-            constants,
-        ),
-        stream,
-    )
+    pairs = np.zeros(1, PAIR_LIST)
+    steps = (rounds, 1) if runs else (1, groups)
+    pairs[0] = (count, *steps, rounds, index)
+    return pairs, groups
 
 
-def _check_pairs(left: Any, right: Any, scores: Any, first_bad: Any) -> int:
-    """Return how many pairs there are."""
+def _check_pairs(left: Any, right: Any, scores: Any, first_bad: Any) -> tuple[int, int]:
+    """Return how many pairs there are, and the bytes of a row number."""
     kinds = {np.dtype(array.dtype) for array in (left, right)}
     if kinds not in ({np.dtype(np.int32)}, {np.dtype(np.int64)}):
         raise ValueError(f"row numbers of {kinds}, expected int32 twice or int64 twice")
@@ -406,11 +529,11 @@ def _check_pairs(left: Any, right: Any, scores: Any, first_bad: Any) -> int:
         raise ValueError(f"{left.shape} and {right.shape} row numbers for {scores.shape} scores")
     if np.dtype(scores.dtype) != np.float32 or np.dtype(first_bad.dtype) != np.uint64:
         raise ValueError(f"scores {scores.dtype} and first_bad {first_bad.dtype}")
-    return int(scores.shape[0])
+    return int(scores.shape[0]), np.dtype(left.dtype).itemsize
 
 
-def _pair_options(plan: Plan, index: int, lanes: int | None, runs: bool) -> tuple[str, ...]:
-    """Compiler options of the pair kernel; `index` is the bytes of a row number."""
+def _pair_options(plan: Plan, lanes: int | None, runs: bool) -> tuple[str, ...]:
+    """Compiler options of the pair kernel."""
     natural = NATURAL_LANES[plan.precision]
     if lanes not in (None, natural, *WIDE_LANES):
         raise ValueError(f"lanes {lanes}, expected {natural} (the default) or one of {WIDE_LANES}")
@@ -420,16 +543,17 @@ def _pair_options(plan: Plan, index: int, lanes: int | None, runs: bool) -> tupl
         f"-DFP_PRECISION={tuple(PRECISIONS).index(plan.precision)}",
         f"-DFP_LANES={lanes or natural}",
         f"-DFP_LINK={plan.link_code}",
-        f"-DFP_INDEX={index}",
         f"-DFP_PRODUCTS_ONLY={int(products_only)}",
-        f"-DFP_RUNS={int(runs)}",
+        f"-DFP_HOLD={int(products_only and runs)}",
     )
 
 
 def variants() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Yield (source, kernel, options) of everything that this file may compile."""
-    layouts = [((16, 0),) * 1 + ((0, 0),) * 4, ((16, 0),) * 5]
-    for precision, link, columns in itertools.product(PRECISIONS, LINKS, layouts):
-        plan = Plan(RowLayout(columns, True, precision), link=link)
-        for lanes, index, runs in itertools.product((None, *WIDE_LANES), (4, 8), (False, True)):
-            yield "pairs.cu", "score_pairs", _pair_options(plan, index, lanes, runs)
+    products = ((16, 0),) + ((0, 0),) * 4
+    kinds = [(products, True), (products, False), (((16, 0),) * 5, False)]
+    for precision, lanes, link in itertools.product(PRECISIONS, (None, *WIDE_LANES), LINKS):
+        for columns, runs in kinds:
+            plan = Plan(RowLayout(columns, True, precision), link=link)
+            yield "pairs.cu", "score_pairs", _pair_options(plan, lanes, runs)
+    yield "network.cu", "score_network", NETWORK_OPTIONS

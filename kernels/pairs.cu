@@ -7,10 +7,9 @@
 //
 // FP_PRECISION      0 float32, 1 float16, 2 bfloat16, 3 int8
 // FP_LANES          threads of a pair
-// FP_INDEX          bytes of a row number, 4 or 8
 // FP_PRODUCTS_ONLY  1: rows hold nothing but products
-// FP_RUNS           1: a group takes pairs that follow each other; of products only, it keeps the
-//                   left row in registers as long as it stays the same
+// FP_HOLD           1, of products only: a group keeps the left row in registers as long as it
+//                   stays the same
 
 #if FP_PRECISION == 0
 #define FP_COLUMNS 4  // in 16 bytes
@@ -22,12 +21,7 @@
 #define FP_NATURAL (16 / FP_COLUMNS)
 #define FP_SUBGROUPS (FP_LANES / FP_NATURAL)
 #define FP_VECTOR_BYTES (16 * FP_NATURAL)
-
-#if FP_INDEX == 4
-typedef int Index;
-#else
-typedef long long Index;
-#endif
+#define FP_UNROLL (FP_PRODUCTS_ONLY ? 4 : 2)  // vectors that are asked for together
 
 // What a thread reads of a pair: both rows from its own first 16 bytes on.
 struct Rows {
@@ -35,13 +29,18 @@ struct Rows {
   int subgroup;
 };
 
+// The first vector of a minus run that a subgroup takes: it goes on where the plus run ends.
+__device__ __forceinline__ int first_of_minus(const Rows& rows, int plus) {
+  return (rows.subgroup + FP_SUBGROUPS - plus % FP_SUBGROUPS) % FP_SUBGROUPS;
+}
+
 // --- float columns -------------------------------------------------------------------------------
 
 #if FP_PRECISION < 3
 
 struct Lanes { float sums[FP_COLUMNS]; };
 
-__device__ __forceinline__ void widen_two(unsigned word, float& low, float& high) {
+__device__ __forceinline__ void widen_two(u32 word, float& low, float& high) {
 #if FP_PRECISION == 2
   low = __uint_as_float(word << 16);
   high = __uint_as_float(word & 0xffff0000u);
@@ -55,7 +54,7 @@ __device__ __forceinline__ void widen_two(unsigned word, float& low, float& high
 }
 
 __device__ __forceinline__ void widen(const uint4& stored, float (&columns)[FP_COLUMNS]) {
-  const unsigned words[4] = {stored.x, stored.y, stored.z, stored.w};
+  const u32 words[4] = {stored.x, stored.y, stored.z, stored.w};
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
 #if FP_PRECISION == 0
@@ -70,12 +69,13 @@ __device__ __forceinline__ void load_columns(const char* where, float (&columns)
   widen(load_16_bytes(where), columns);
 }
 
-// Adds the terms of one run of `vectors` vectors that starts `at` bytes into the rows.
+// Adds the terms of one run that starts `at` bytes into the rows: vectors from `first` on.
 template <int SEGMENT, bool MINUS>
-__device__ __forceinline__ void add_run(Lanes& lanes, const Rows& rows, int at, int vectors) {
+__device__ __forceinline__ void add_run(Lanes& lanes, const Rows& rows, int at, int first,
+                                        int vectors) {
   const int half = vectors * FP_VECTOR_BYTES;
-#pragma unroll 4
-  for (int vector = rows.subgroup; vector < vectors; vector += FP_SUBGROUPS) {
+#pragma unroll FP_UNROLL
+  for (int vector = first; vector < vectors; vector += FP_SUBGROUPS) {
     const char* left = rows.left + at + vector * FP_VECTOR_BYTES;
     const char* right = rows.right + at + vector * FP_VECTOR_BYTES;
     float l[FP_COLUMNS], r[FP_COLUMNS], other_l[FP_COLUMNS], other_r[FP_COLUMNS];
@@ -111,9 +111,9 @@ __device__ __forceinline__ void add_segment(Lanes& lanes, const Rows& rows, cons
                                             int& at) {
   const int bytes = (SEGMENT == 2 ? 2 : 1) * FP_VECTOR_BYTES;
   const int plus = layout.runs[2 * SEGMENT], minus = layout.runs[2 * SEGMENT + 1];
-  add_run<SEGMENT, false>(lanes, rows, at, plus);
+  add_run<SEGMENT, false>(lanes, rows, at, rows.subgroup, plus);
   at += plus * bytes;
-  add_run<SEGMENT, true>(lanes, rows, at, minus);
+  add_run<SEGMENT, true>(lanes, rows, at, first_of_minus(rows, plus), minus);
   at += minus * bytes;
 }
 
@@ -154,7 +154,7 @@ __device__ __forceinline__ float weigh(Lanes& lanes, const Constants&, float) {
 
 // Turns the signs of 16 bytes of columns of a minus run.
 __device__ __forceinline__ void negate(uint4& stored) {
-  const unsigned signs = FP_PRECISION == 0 ? 0x80000000u : 0x80008000u;
+  const u32 signs = FP_PRECISION == 0 ? 0x80000000u : 0x80008000u;
   stored.x ^= signs, stored.y ^= signs, stored.z ^= signs, stored.w ^= signs;
 }
 
@@ -174,35 +174,35 @@ __device__ __forceinline__ void add_products(Lanes& lanes, const uint4& left, co
 // Sums of the five segments; up to 32768 columns of one sign they fit into int32.
 struct Lanes { int sums[5]; };
 
-__device__ __forceinline__ void load_words(const char* where, unsigned (&words)[4]) {
+__device__ __forceinline__ void load_words(const char* where, u32 (&words)[4]) {
   const uint4 stored = load_16_bytes(where);
   words[0] = stored.x, words[1] = stored.y, words[2] = stored.z, words[3] = stored.w;
 }
 
-__device__ __forceinline__ int add_dot(unsigned x, unsigned y, int sum) {
+__device__ __forceinline__ int add_dot(u32 x, u32 y, int sum) {
   return __dp4a((int)x, (int)y, sum);
 }
 
 // Sum of |x - y| of four bytes: adding 128 to signed ones keeps their distances.
-__device__ __forceinline__ int distances(unsigned x, unsigned y) {
+__device__ __forceinline__ int distances(u32 x, u32 y) {
   return (int)__vsadu4(x ^ 0x80808080u, y ^ 0x80808080u);
 }
 
 // Twice the sum of max(x, y) of four bytes: x + y + |x - y|.
-__device__ __forceinline__ int add_maxima(unsigned x, unsigned y, int sum) {
+__device__ __forceinline__ int add_maxima(u32 x, u32 y, int sum) {
   return add_dot(x, 0x01010101u, add_dot(y, 0x01010101u, sum)) + distances(x, y);
 }
 
-// Sum of the terms of one run: integers alone, no column is converted.
+// Sum of the terms of one run, as in add_run: integers alone, no column is converted.
 template <int SEGMENT>
-__device__ __forceinline__ int run_sum(const Rows& rows, int at, int vectors) {
+__device__ __forceinline__ int run_sum(const Rows& rows, int at, int first, int vectors) {
   const int half = vectors * FP_VECTOR_BYTES;
   int sum = 0;
-#pragma unroll 4
-  for (int vector = rows.subgroup; vector < vectors; vector += FP_SUBGROUPS) {
+#pragma unroll FP_UNROLL
+  for (int vector = first; vector < vectors; vector += FP_SUBGROUPS) {
     const char* left = rows.left + at + vector * FP_VECTOR_BYTES;
     const char* right = rows.right + at + vector * FP_VECTOR_BYTES;
-    unsigned l[4], r[4], other_l[4], other_r[4];
+    u32 l[4], r[4], other_l[4], other_r[4];
     load_words(left, l);
     load_words(right, r);
     if (SEGMENT == 2) {
@@ -216,8 +216,8 @@ __device__ __forceinline__ int run_sum(const Rows& rows, int at, int vectors) {
       if (SEGMENT == 2) sum = add_maxima(l[n], other_r[n], add_maxima(other_l[n], r[n], sum));
       if (SEGMENT == 3) sum += distances(l[n], r[n]);
       if (SEGMENT == 4) {  // (x - y)^2 = x^2 + y^2 - 2 x y; what is on the way may wrap around
-        const unsigned squares = (unsigned)add_dot(l[n], l[n], add_dot(r[n], r[n], sum));
-        sum = (int)(squares - 2u * (unsigned)add_dot(l[n], r[n], 0));
+        const u32 squares = (u32)add_dot(l[n], l[n], add_dot(r[n], r[n], sum));
+        sum = (int)(squares - 2u * (u32)add_dot(l[n], r[n], 0));
       }
     }
   }
@@ -229,9 +229,9 @@ __device__ __forceinline__ void add_segment(Lanes& lanes, const Rows& rows, cons
                                             int& at) {
   const int bytes = (SEGMENT == 2 ? 2 : 1) * FP_VECTOR_BYTES;
   const int plus = layout.runs[2 * SEGMENT], minus = layout.runs[2 * SEGMENT + 1];
-  lanes.sums[SEGMENT] = run_sum<SEGMENT>(rows, at, plus);
+  lanes.sums[SEGMENT] = run_sum<SEGMENT>(rows, at, rows.subgroup, plus);
   at += plus * bytes;
-  lanes.sums[SEGMENT] -= run_sum<SEGMENT>(rows, at, minus);
+  lanes.sums[SEGMENT] -= run_sum<SEGMENT>(rows, at, first_of_minus(rows, plus), minus);
   at += minus * bytes;
 }
 
@@ -279,10 +279,10 @@ __device__ __forceinline__ void add_products(Lanes& lanes, const uint4& left, co
 
 struct HeldRow {
   uint4 columns[FP_HELD];
-  long long number;  // -1: none
+  i64 number;  // -1: none
 };
 
-__device__ __forceinline__ void hold_row(HeldRow& held, long long number, const Rows& rows,
+__device__ __forceinline__ void hold_row(HeldRow& held, i64 number, const Rows& rows,
                                          const Layout& layout) {
   if (held.number == number) return;
   held.number = number;
@@ -308,40 +308,44 @@ __device__ __forceinline__ void add_held_terms(Lanes& lanes, const HeldRow& held
 
 // --- the list of pairs ---------------------------------------------------------------------------
 
-struct Pair { long long left, right; };
+// Pairs of row numbers of 4 or 8 bytes, and which of them a group takes: those from
+// group * group_step on, round_step apart. PAIR_LIST in gpu.py.
+struct PairList {
+  i64 count, group_step, round_step;
+  int rounds, index_bytes;
+};
 
-__device__ __forceinline__ Pair load_pair(const Index* left, const Index* right, long long pair,
-                                          long long pairs) {
-  if (pair >= pairs) return {-1, -1};
-  return {(long long)__ldg(left + pair), (long long)__ldg(right + pair)};
+struct Pair { i64 left, right; };
+
+__device__ __forceinline__ Pair load_pair(const char* left, const char* right, i64 pair,
+                                          const PairList& list) {
+  if (pair >= list.count) return {-1, -1};
+  return {load_number(left, pair, list.index_bytes), load_number(right, pair, list.index_bytes)};
 }
 
 // Fills `scores` of a list of pairs; a row number out of range gives NaN, and the least such pair
-// is found in first_bad. The launch has groups for pairs / rounds, rounded up.
+// is found in first_bad.
 extern "C" __global__ void __launch_bounds__(256, 2)
 score_pairs(const char* __restrict__ left_rows, const char* __restrict__ right_rows,
-            long long left_count, long long right_count, const Index* __restrict__ left,
-            const Index* __restrict__ right, float* __restrict__ scores,
-            unsigned long long* __restrict__ first_bad, long long pairs, int rounds, Layout layout,
+            i64 left_count, i64 right_count, const char* __restrict__ left,
+            const char* __restrict__ right, float* __restrict__ scores,
+            u64* __restrict__ first_bad, PairList list, Layout layout,
             Constants constants) {
   const int lane = threadIdx.x % FP_LANES;
-  const long long groups = (long long)gridDim.x * (blockDim.x / FP_LANES);
-  const long long group =
-      (long long)blockIdx.x * (blockDim.x / FP_LANES) + threadIdx.x / FP_LANES;
-#if FP_RUNS
-  const long long first = group * rounds, step = 1;
+  const i64 group =
+      (i64)blockIdx.x * (blockDim.x / FP_LANES) + threadIdx.x / FP_LANES;
+#if FP_HOLD
   HeldRow held;
   held.number = -1;
-#else
-  const long long first = group, step = groups;
 #endif
-  Pair next = load_pair(left, right, first, pairs);
-  for (int round = 0; round < rounds; ++round) {  // shuffles below: all groups do all rounds
-    const long long pair = first + round * step;
+  i64 pair = group * list.group_step;
+  Pair next = load_pair(left, right, pair, list);
+  // All groups do all rounds: the sums are exchanged between threads.
+  for (int round = 0; round < list.rounds; ++round, pair += list.round_step) {
     const Pair current = next;
-    if (round + 1 < rounds) next = load_pair(left, right, pair + step, pairs);
-    const bool usable = (unsigned long long)current.left < (unsigned long long)left_count &&
-                        (unsigned long long)current.right < (unsigned long long)right_count;
+    if (round + 1 < list.rounds) next = load_pair(left, right, pair + list.round_step, list);
+    const bool usable = (u64)current.left < (u64)left_count &&
+                        (u64)current.right < (u64)right_count;
     Lanes lanes = {};
     float bias = 0.0f, scales = 0.0f;
     if (usable) {
@@ -353,7 +357,7 @@ score_pairs(const char* __restrict__ left_rows, const char* __restrict__ right_r
         scales = load_float(left_row + layout.scale_at) * load_float(right_row + layout.scale_at);
       const int own = lane % FP_NATURAL * 16;
       const Rows rows = {left_row + own, right_row + own, lane / FP_NATURAL};
-#if FP_RUNS && FP_PRODUCTS_ONLY
+#if FP_HOLD
       if (layout.runs[0] + layout.runs[1] <= FP_HELD * FP_SUBGROUPS) {
         hold_row(held, current.left, rows, layout);
         add_held_terms(lanes, held, rows, layout);
@@ -362,8 +366,8 @@ score_pairs(const char* __restrict__ left_rows, const char* __restrict__ right_r
         add_terms(lanes, rows, layout);
     }
     const float raw = (constants.constant + bias) + weigh(lanes, constants, scales);
-    if (lane != 0 || pair >= pairs) continue;
+    if (lane != 0 || pair >= list.count) continue;
     scores[pair] = usable ? apply_link(raw, constants) : not_a_number();
-    if (!usable) atomicMin(first_bad, (unsigned long long)pair);
+    if (!usable) atomicMin(first_bad, (u64)pair);
   }
 }

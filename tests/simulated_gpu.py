@@ -22,6 +22,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -95,23 +96,43 @@ def compile_library(source, options):
     unknown = set(options) - set(defines) - set(BASE_OPTIONS)
     if unknown:
         raise SimulationError(f"compiler options {sorted(unknown)}: expected -D or {BASE_OPTIONS}")
-    text = f'#define FP_HOST 1\n{HEADER.read_text()}\n#line 1 "kernel"\n{source}\n'
-    text += "".join(f"FP_EXPORT({name})\n" for name in names)
-    command = ["g++", *_flags(), *defines, "-x", "c++", "-"]
+    text = f'#line 1 "kernel"\n{source}\n' + "".join(f"FP_EXPORT({name})\n" for name in names)
+    return _build([*defines, "-include", str(_compiled_header())], "c++", text, ".so")
+
+
+def _compiled_header():
+    """Return the file to include what every kernel needs by, which lies there compiled, too."""
+    text = f"#define FP_HOST 1\n{HEADER.read_text()}"
+    return _build([], "c++-header", text, ".h.gch").with_suffix("")
+
+
+def _build(options, language, text, suffix):
+    """Return the path of what g++ makes of a text; it is built once and kept."""
+    command = ["g++", *_flags(), *options, "-x", language]
     digest = hashlib.sha256(repr((_compiler(), command, text)).encode()).hexdigest()[:32]
-    library = _cache_folder() / f"{digest}.so"
-    if library.exists():
-        os.utime(library)
-        return library
-    _drop_old(library.parent)
-    partial = library.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
-    found = subprocess.run(
-        [*command, "-o", str(partial)], input=text, capture_output=True, text=True, check=False
-    )
-    if found.returncode:
-        raise SimulationError(f"g++ refuses a kernel:\n{found.stderr[:4000]}")
-    os.replace(partial, library)
-    return library
+    source, built = (_cache_folder() / f"{digest}{end}" for end in (".h", suffix))
+    if built.exists():
+        for path in (source, built):
+            os.utime(path)
+        return built
+    _drop_old(built.parent)
+    with _replacing(source) as partial:
+        partial.write_text(text)
+    with _replacing(built) as partial:
+        found = subprocess.run(
+            [*command, str(source), "-o", str(partial)], capture_output=True, text=True, check=False
+        )
+        if found.returncode:
+            raise SimulationError(f"g++ refuses a kernel:\n{found.stderr[:4000]}")
+    return built
+
+
+@contextmanager
+def _replacing(path):
+    """A file to write that takes a path's place once it is whole."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+    yield partial
+    os.replace(partial, path)
 
 
 def _drop_old(folder):
@@ -280,7 +301,7 @@ class SimulatedRuntime:
 
     def __init__(self, memory=1 << 30, order=0, number=0):
         self.number, self.memory, self.order = number, memory, order
-        self.faults, self.launches = [], []
+        self.faults, self.compiled = [], set()  # (kernel, options) that were asked for
         self._streams, self._allocations = [], weakref.WeakSet()
         self._random = random.Random(order)
 
@@ -338,6 +359,7 @@ class SimulatedRuntime:
             raise SimulationError(self.faults.pop())
 
     def kernel(self, source, name, options):
+        self.compiled.add((name, tuple(options)))
         return SimulatedKernel(self, load_library(source, tuple(options)), name)
 
     def adopt(self, array):
