@@ -234,7 +234,7 @@ class DeviceWalk:
             self.chunk = max(1, self.chunk // 4)
             left += 3 * self.chunk * self._side_bytes
             row = self._side_bytes + self._row_bytes + self._pair_bytes * self.chunk
-        self.group = min(len(self.sides.left.rows), left // row)
+        self.group = min(max(1, len(self.sides.left.rows)), left // row)
         if self.group < 1:
             raise MemoryBudgetError(
                 f"one row of the result needs {row} bytes on the GPU, more than the "

@@ -77,14 +77,14 @@ __device__ __forceinline__ void own_values(const float* column, bool rows, float
 
 // STEP columns of float32 of TILE rows, turned: shared[column][row]. Rows past the end are zero.
 __device__ __forceinline__ void bring_columns(
-    const u32* __restrict__ words, i64 first, int count, int row_words, int column,
+    const u32* __restrict__ words, int first, int count, int row_words, int column,
     float* shared) {
 #pragma unroll
   for (int n = 0; n < TILE * STEP / 4 / THREADS; ++n) {
     const int place = threadIdx.x + n * THREADS, row = place >> 2, four = (place & 3) * 4;
     uint4 piece = {0, 0, 0, 0};
     if (first + row < count)
-      piece = __ldg((const uint4*)(words + (first + row) * row_words + column + four));
+      piece = __ldg((const uint4*)(words + (i64)(first + row) * row_words + column + four));
     shared[(four + 0) * PITCH + row] = __uint_as_float(piece.x);
     shared[(four + 1) * PITCH + row] = __uint_as_float(piece.y);
     shared[(four + 2) * PITCH + row] = __uint_as_float(piece.z);
@@ -111,14 +111,14 @@ __device__ __forceinline__ void add_products_of_bfloat16(
 
 // STEP words of bfloat16 of TILE rows as they lie; words past the products are zero.
 __device__ __forceinline__ void bring_words(
-    const u32* __restrict__ words, i64 first, int count, int row_words, int word, int products,
+    const u32* __restrict__ words, int first, int count, int row_words, int word, int products,
     u32* shared) {
 #pragma unroll
   for (int n = 0; n < TILE * STEP / 4 / THREADS; ++n) {
     const int place = threadIdx.x + n * THREADS, row = place >> 2, four = (place & 3) * 4;
     uint4 piece = {0, 0, 0, 0};
     if (first + row < count && word + four < products)
-      piece = __ldg((const uint4*)(words + (first + row) * row_words + word + four));
+      piece = __ldg((const uint4*)(words + (i64)(first + row) * row_words + word + four));
     *(uint4*)(shared + row * WORD_PITCH + four) = piece;
   }
 }
@@ -158,7 +158,7 @@ __device__ __forceinline__ void add_fragments(
 #if FP_FORM == 0
 __device__ __forceinline__ void add_products(
     const float* left, const float* right, float (&sums)[8][8]) {
-#pragma unroll 4
+#pragma unroll 2  // more of them would want more registers than there are
   for (int k = 0; k < STEP; ++k) {
     float x[8], y[8];
     own_values(left + k * PITCH, true, x);
@@ -299,7 +299,8 @@ __device__ __forceinline__ void for_own_pairs(
   int row, column; \
   find_tile(t, row, column); \
   if (no_pair_wanted(t, row, column)) return; \
-  __shared__ u32 space[SPACE]; \
+  __shared__ uint4 aligned_space[SPACE / 4]; \
+  u32* const space = (u32*)aligned_space; \
   float sums[8][8]; \
   sum_tile(left, left_bias, right, right_bias, t, row, column, space, sums);
 
@@ -361,22 +362,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 walk_tiles(SIDES, const float* __restrict__ floors, u32* __restrict__ counts,
           u64* __restrict__ keys, int capacity, u32* __restrict__ overflow) {
   BEGIN_TILE
-  const float infinity = __uint_as_float(0x7f800000u);
   bool some = false;
+  const float* own_floors = floors + t.left_start + row;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const int r = row + own_row(i);
-    const float floor = r < t.left_count ? floors[t.left_start + r] : infinity;
+    float most = sums[i][0];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) some |= sums[i][j] > floor;
+    for (int j = 1; j < 8; ++j) most = fmaxf(most, sums[i][j]);
+    some |= row + own_row(i) < t.left_count && most > own_floors[own_row(i)];
   }
   if (t.one_table == 2) {
+    own_floors = floors + t.right_start + column;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const int c = column + own_column(j);
-      const float floor = c < t.right_count ? floors[t.right_start + c] : infinity;
+      float most = sums[0][j];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) some |= sums[i][j] > floor;
+      for (int i = 1; i < 8; ++i) most = fmaxf(most, sums[i][j]);
+      some |= column + own_column(j) < t.right_count && most > own_floors[own_column(j)];
     }
   }
   if (!some) return;

@@ -57,7 +57,7 @@ def same_best(pairs, others, k):
     return scores
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     layout=float32_layouts,
     link=st.sampled_from(["identity", "negative_root"]),
@@ -80,7 +80,7 @@ def test_top_k_is_the_cpus(layout, link, seed, count, others, k, order, scan):
     assert pairs.triangle == (right is None)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     layout=float32_layouts,
     link=st.sampled_from(["identity", "negative_root"]),
@@ -109,7 +109,7 @@ def test_a_threshold_keeps_what_the_cpu_keeps(
 @pytest.mark.parametrize("precision", sorted(PRECISIONS))
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_in_every_precision(head, precision):
-    embeddings = np.random.default_rng(5).normal(size=(140, 24))
+    embeddings = np.random.default_rng(5).normal(size=(60, 24))
     rows, folder = folded(a_model(head, 24), embeddings, precision)
     table = aligned_empty(rows.shape, np.uint8)
     table[:] = rows
@@ -127,7 +127,7 @@ def test_every_head_in_every_precision(head, precision):
 def test_every_link_and_every_result(link):
     rng = np.random.default_rng(6)
     plan = random_plan(rng, some_layout(), link)
-    left, right = random_table(rng, 97, plan), random_table(rng, 203, plan)
+    left, right = random_table(rng, 70, plan), random_table(rng, 140, plan)
     records = left.view(plan.layout.dtype)[:, 0]
     records["bias"] -= 3  # on both sides of 0, where links end
     for first, second in ((left, right), (right, None)):
@@ -141,12 +141,11 @@ def test_every_link_and_every_result(link):
             np.testing.assert_array_equal(own, wanted)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("order", [0, 1, 77])
+@pytest.mark.parametrize(("order", "devices"), [(0, 1), (1, 2), (77, 2)])
 def test_results_do_not_depend_on_portions_orders_or_devices(order, devices):
     rng = np.random.default_rng(11)
     plan = random_plan(rng, some_layout())
-    left, right = random_table(rng, 147, plan), random_table(rng, 203, plan)
+    left, right = random_table(rng, 90, plan), random_table(rng, 140, plan)
     portions = {"device_memory": 400_000, "devices": devices, "order": order}
     for first, second in ((left, right), (right, None)):
         cpu = AllPairs(first, second, plan, threads=1)
@@ -170,24 +169,24 @@ def test_results_do_not_depend_on_portions_orders_or_devices(order, devices):
 def _tied_tables():
     rng = np.random.default_rng(3)
     plan = Plan(products_only(5))
-    few = random_table(rng, 300, plan)
+    few = random_table(rng, 150, plan)
     values = few.view(plan.layout.dtype)[:, 0]["product"]
     values[:] = np.rint(values)
     yield "rounded", few, plan
-    twice = random_table(rng, 300, plan)
-    twice[150:] = twice[:150]
+    twice = random_table(rng, 150, plan)
+    twice[75:] = twice[:75]
     yield "duplicates", twice, plan
-    equal = random_table(rng, 300, plan)
+    equal = random_table(rng, 150, plan)
     equal[:] = equal[0]
     yield "equal", equal, plan
-    sorted_rows = random_table(rng, 300, plan)  # each row better than all before
+    sorted_rows = random_table(rng, 150, plan)  # each row better than all before
     records = sorted_rows.view(plan.layout.dtype)[:, 0]
     records["product"] = 0
-    records["bias"] = np.arange(300)
+    records["bias"] = np.arange(150)
     yield "rising", sorted_rows, plan
 
 
-@pytest.mark.parametrize("k", [1, 5, 40, 500])
+@pytest.mark.parametrize("k", [1, 9, 40, 500])
 @pytest.mark.parametrize("tied", list(_tied_tables()), ids=lambda tied: tied[0])
 def test_ties_go_to_the_lower_index(tied, k):
     _, rows, plan = tied
@@ -209,23 +208,23 @@ def test_rows_that_are_not_proven_are_scored_in_full():
 
     with few_candidates(), patch.object(gpu_best, "_score_rows", score_rows):
         same_best(on_gpu(rows, None, plan), AllPairs(rows, None, plan, threads=1), 5)
-        assert chosen == [300]
+        assert chosen == [150]
         rng = np.random.default_rng(1)
-        plain = random_table(rng, 300, plan)
+        plain = random_table(rng, 150, plan)
         same_best(on_gpu(plain, None, plan), AllPairs(plain, None, plan, threads=1), 5)
-    assert chosen == [300]
+    assert chosen == [150]
 
 
 @pytest.mark.parametrize("capacities", [(64, 128, 256), (1024, 2048, 4096)])
-@pytest.mark.parametrize("k", [17, 40, 100, 200, 349])
+@pytest.mark.parametrize("k", [17, 40, 200, 349])
 def test_k_beyond_the_capacities_is_found_too(k, capacities):
     rng = np.random.default_rng(k)
     plan = Plan(products_only(5))
-    rows, others = random_table(rng, 20, plan), random_table(rng, 350, plan)
+    rows, others = random_table(rng, 6, plan), random_table(rng, 350, plan)
     few = patch.multiple(gpu_best, CAPACITIES=capacities, MOST_KEPT=capacities[-1] // 2)
     with few, short_lists(capacities[-1]):
         same_best(on_gpu(rows, others, plan), AllPairs(rows, others, plan, threads=1), k)
-        same_best(on_gpu(others[:20], None, plan), AllPairs(others[:20], None, plan), k)
+        same_best(on_gpu(others[:9], None, plan), AllPairs(others[:9], None, plan), k)
 
 
 def test_thresholds_that_keep_nothing_or_everything():
@@ -245,8 +244,9 @@ def test_hits_that_outgrow_the_memory_are_found_in_halves_of_the_rows():
     rng = np.random.default_rng(18)
     plan = Plan(products_only(12))
     rows = random_table(rng, 300, plan)
+    rows.view(plan.layout.dtype)[:, 0]["bias"][100:] += 50  # the first blocks have no hit
     exact = pair_scores(rows, rows, plan)
-    threshold = float(np.quantile(exact, 0.7))
+    threshold = 90.0
     expected = expected_hits(exact, threshold, True)
     starts = []
 
@@ -254,20 +254,19 @@ def test_hits_that_outgrow_the_memory_are_found_in_halves_of_the_rows():
         starts.append(start)
         return original(pairs, devices, search, start)
 
-    for room in (4_000, 100_000, 250_000, 2_000_000):
+    for room in (4_000, 2_000_000):
         walked = []
         pairs = on_gpu(rows, None, plan, devices=2, progress=walked.append)
         few = patch.object(gpu_matrix, "_HIT_BYTES", SMALL // 4 // room)
-        with few, patch.object(GpuPairs, "_row_by_row", walk_on):
+        small_blocks = patch.object(gpu_matrix, "TILE", 32)
+        with few, small_blocks, patch.object(GpuPairs, "_row_by_row", walk_on):
             assert collect_hits(pairs, threshold) == expected
         assert sum(walked) == 300 * 300
-    assert starts[0] == 0
-    assert starts[-1] == 300
-    assert any(0 < start < 300 for start in starts)
+    assert starts == [96, 300]
 
 
 @pytest.mark.parametrize("scan", sorted(FORMS))
-@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e15, 1e19])
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e15, 1e18])
 def test_the_best_are_found_whatever_the_sizes_of_the_rows(scan, size):
     rng = np.random.default_rng(17)
     plan = Plan(products_only(37))
