@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from fastpair.errors import AgreementError
+from fastpair.errors import AgreementError, DeviceError
 from fastpair.folding import fold
 from fastpair.heads import HEADS, find_head
 from fastpair.kernels import LANES, PRECISIONS, Plan, reference
@@ -169,14 +169,47 @@ class Backend:
     missing: str = ""
 
 
-def backends() -> list[Backend]:
-    """Return every backend of fastpair, also those that are missing here."""
+def backends(device: str = "gpu") -> list[Backend]:
+    """Return every backend of fastpair, also those that are missing here.
+
+    Parameters
+    ----------
+    device : the GPU that is compared too, as `device.pick` takes it; "cpu" asks for none.
+    """
+    runtimes, missing = _gpus(device)
+    return [*_of_device("CPU", (), ""), *_of_device("GPU", runtimes, missing)]
+
+
+def gpu_backends(runtimes: Sequence[Any]) -> list[Backend]:
+    """Return the backends of GPUs that are there."""
+    return _of_device("GPU", tuple(runtimes), "")
+
+
+def _gpus(device: str) -> tuple[tuple[Any, ...], str]:
+    """Return the runtimes of a device, or why there are none."""
+    from fastpair.device import pick
+
+    if device == "cpu":
+        return (), "it was not asked for"
+    try:
+        return pick(device).runtimes, ""
+    except DeviceError as error:
+        return (), str(error).removeprefix(f"device is {device!r} but ")
+
+
+def _of_device(name: str, runtimes: tuple[Any, ...], missing: str) -> list[Backend]:
+    """Return the backends of the CPU (no runtimes) or of GPUs."""
+    works: list[tuple[str, str, Callable[..., np.ndarray], Callable[[Case], np.ndarray]]] = [
+        ("pairs", "scores", _pairs, Case.pair_bound),
+        ("dense tiles", "scores", _tiles, Case.tile_bound),
+        ("top-k", "top-k", _top_k, Case.pair_bound),
+        ("threshold", "threshold", _threshold, Case.pair_bound),
+    ]
     return [
-        Backend("CPU pairs", "scores", _cpu_pairs),
-        Backend("CPU dense tiles", "scores", _cpu_tiles, Case.tile_bound),
-        Backend("CPU top-k", "top-k", _cpu_top_k),
-        Backend("CPU threshold", "threshold", _cpu_threshold),
-        Backend("GPU", "scores", _nothing, missing="this version has no GPU kernels"),
+        Backend(f"{name} {work}", kind, _nothing, bound, missing)
+        if missing
+        else Backend(f"{name} {work}", kind, partial(run, runtimes=runtimes), bound)
+        for work, kind, run, bound in works
     ]
 
 
@@ -184,8 +217,14 @@ def _nothing(case: Case, plan: Plan) -> np.ndarray:
     raise AgreementError("a backend that is missing cannot be compared")
 
 
-def _all_pairs(case: Case, plan: Plan) -> Any:
-    """All pairs in the coarsest scan of this machine: small tables would not choose it."""
+def _all_pairs(case: Case, plan: Plan, runtimes: tuple[Any, ...]) -> Any:
+    """All pairs in the coarsest scan of the device: small tables would not choose it."""
+    if runtimes:
+        from fastpair import gpu_matrix
+
+        forms = {} if plan.network is not None else {"scan": "bfloat16"}
+        options: Summary = {"runtimes": list(runtimes), "memory": MEMORY, **forms}
+        return gpu_matrix.all_pairs(case.rows, None, plan, **options)
     from fastpair.kernels.tile import FORMS
     from fastpair.matrix import all_pairs
 
@@ -193,29 +232,34 @@ def _all_pairs(case: Case, plan: Plan) -> Any:
     return all_pairs(case.rows, None, plan, memory=MEMORY, **scan)
 
 
-def _cpu_pairs(case: Case, plan: Plan) -> np.ndarray:
+def _pairs(case: Case, plan: Plan, runtimes: tuple[Any, ...]) -> np.ndarray:
+    from fastpair.gpu_scoring import GpuPairScorer
     from fastpair.scoring import PairScorer
 
     left, right = np.indices(case.raw.shape, np.int32).reshape(2, -1)
-    return PairScorer(case.rows, plan)(left, right).reshape(case.raw.shape)
+    if runtimes:
+        scores = GpuPairScorer(case.rows, plan, devices=runtimes)(left, right)
+    else:
+        scores = PairScorer(case.rows, plan)(left, right)
+    return scores.reshape(case.raw.shape)
 
 
-def _cpu_tiles(case: Case, plan: Plan) -> np.ndarray:
-    return np.concatenate([scores for _, scores in _all_pairs(case, plan).dense()])
+def _tiles(case: Case, plan: Plan, runtimes: tuple[Any, ...]) -> np.ndarray:
+    return np.concatenate([scores for _, scores in _all_pairs(case, plan, runtimes).dense()])
 
 
-def _cpu_top_k(case: Case, plan: Plan) -> np.ndarray:
+def _top_k(case: Case, plan: Plan, runtimes: tuple[Any, ...]) -> np.ndarray:
     found = np.full(case.raw.shape, np.nan, np.float32)
-    for first, scores, indices in _all_pairs(case, plan).top_k(BEST):
+    for first, scores, indices in _all_pairs(case, plan, runtimes).top_k(BEST):
         rows = np.arange(first, first + len(scores))[:, None]
         found[rows, indices] = scores
     return found
 
 
-def _cpu_threshold(case: Case, plan: Plan) -> np.ndarray:
+def _threshold(case: Case, plan: Plan, runtimes: tuple[Any, ...]) -> np.ndarray:
     found = np.full(case.raw.shape, np.nan, np.float32)
     threshold = float(reference.finish(np.array(case.threshold), plan))
-    for first, counts, indices, scores in _all_pairs(case, plan).above(threshold):
+    for first, counts, indices, scores in _all_pairs(case, plan, runtimes).above(threshold):
         rows = np.repeat(np.arange(first, first + len(counts)), counts)
         found[rows, indices] = scores
     return found

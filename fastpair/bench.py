@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from fastpair import jobs
-from fastpair.agreement import Case, agreement, backends, cases
+from fastpair.agreement import Backend, Case, agreement, backends, cases
 from fastpair.backend import thread_count
+from fastpair.device import Choice, pick
 from fastpair.errors import ArgumentError, FileError
 from fastpair.files import Table, TableWriter, read_table, write_embeddings, write_pairs
 from fastpair.kernels import PRECISIONS, Plan
@@ -84,6 +85,7 @@ def bench(
     columns: int = 128,
     pairs: int = 4_000_000,
     threads: int | None = None,
+    device: str = "auto",
     seconds: float = 60.0,
     seed: int = 0,
     say: Say = lambda step: None,
@@ -97,32 +99,40 @@ def bench(
     entities, columns : of the generated table.
     pairs : random pairs to score, at most.
     threads : default one for each processor.
+    device : "auto": the CPU, and the first GPU if there is one; "cpu", "gpu", "gpu:1": the GPU that
+        is measured beside the CPU. One GPU is measured; all that are chosen are compared.
     seconds : all of it may take, compilation included; most of them are planned for.
     seed : of the embeddings and pairs.
     say : called with what is done next.
 
     Returns
     -------
-    summary : ``machine``, ``limits``, ``rows`` (work x precision), ``agreement`` (head x precision
-        x backend), ``backends``, ``skipped`` (what there was no time for), ``settings``.
+    summary : ``machine``, ``limits``, ``gpu`` (its machine and limits, None without one),
+        ``rows`` (work x precision x device), ``agreement`` (head x precision x backend),
+        ``backends``, ``skipped`` (what there was no time for), ``settings``.
 
     Raises
     ------
     ArgumentError : a size is too small.
     FileError : the table cannot be read, or the temporary folder cannot hold the files.
+    DeviceError : a GPU was asked for that is not there.
     """
     begun = time.perf_counter()
     planned = PLANNED_SHARE * seconds
     _check_sizes(entities, columns, pairs, seconds)
     given = None if table is None else _read_given(table)
     count = thread_count(threads)
+    choice = pick(device)
     machine = describe_machine()
     say("measuring what the machine can do")
     limits = measure_limits(count)
+    gpu = _measure_gpu(choice)
+    compared_device = "gpu" if device == "auto" and not choice.runtimes else choice.name
+    those = backends(compared_device)
     skipped: list[str] = []
     say("comparing with the reference (kernels are compiled on the first run)")
-    compared = _agree(given, begun + AGREEMENT_SHARE * planned, skipped)
-    task = _Task(limits, count, pairs, begun + planned, seed, say, skipped)
+    compared = _agree(those, given, begun + AGREEMENT_SHARE * planned, skipped)
+    task = _Task(limits, count, pairs, begun + planned, seed, say, skipped, choice, gpu)
     with _temporary_folder() as folder:
         if table is not None and given is not None:
             rows = _refolded(task, table, given, folder)
@@ -131,9 +141,10 @@ def bench(
     return {
         "machine": machine,
         "limits": limits,
+        "gpu": gpu,
         "rows": rows,
         "agreement": compared,
-        "backends": [{"name": one.name, "missing": one.missing or None} for one in backends()],
+        "backends": [{"name": one.name, "missing": one.missing or None} for one in those],
         "skipped": skipped,
         "settings": {
             "table": None if table is None else str(table),
@@ -141,6 +152,8 @@ def bench(
             "columns": columns if given is None else _true_columns(given.plan),
             "pairs": pairs,
             "threads": count,
+            "device": choice.name,
+            "device_note": choice.note,
             "seconds": seconds,
             "seed": seed,
             "k": BEST,
@@ -178,7 +191,18 @@ def _true_columns(plan: Plan) -> int:
     return sum(map(sum, plan.layout.columns))
 
 
-def _agree(given: Table | None, deadline: float, skipped: list[str]) -> list[Summary]:
+def _measure_gpu(choice: Choice) -> Summary | None:
+    if not choice.runtimes:
+        return None
+    from fastpair.gpu_machine import describe_gpu, measure_gpu_limits
+
+    runtime = choice.runtimes[0]
+    return {"machine": describe_gpu(runtime), "limits": measure_gpu_limits(runtime)}
+
+
+def _agree(
+    those: list[Backend], given: Table | None, deadline: float, skipped: list[str]
+) -> list[Summary]:
     """Compare all backends until the deadline; the given table's first rows are a case too."""
 
     def all_cases() -> Iterator[Case]:
@@ -193,7 +217,7 @@ def _agree(given: Table | None, deadline: float, skipped: list[str]) -> list[Sum
                 return
             yield case
 
-    return agreement(backends(), all_cases())
+    return agreement(those, all_cases())
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -283,6 +307,8 @@ class _Task:
     seed: int
     say: Say
     skipped: list[str]
+    choice: Choice
+    gpu: Summary | None
 
     def left(self) -> float:
         """Return the seconds that are left."""
@@ -292,38 +318,49 @@ class _Task:
         """Measure every work on one table in a share of the time that is left."""
         _check_room(folder, min(self.pairs, 1 << 26) * (INDEX_BYTES + SCORE_BYTES))
         end = time.perf_counter() + share * self.left()
-        data = table.rows.reshape(-1)
-        bandwidth = {
-            "in_order": read_bandwidth(data, self.threads),
-            "at_random": random_bandwidth(data, table.rows.shape[1], self.threads),
-        }
-        works = _Works(path, table, folder, self)
+        devices = [Works(path, table, folder, self)]
+        if self.gpu is not None:
+            from fastpair.gpu_bench import GpuWorks
+
+            devices.append(GpuWorks(path, table, folder, self))
+        todo = [(works, name) for works in devices for name in WORKS]
         rows = []
-        for number, name in enumerate(WORKS):
-            precision = table.plan.precision
-            slot = min(LONGEST_ROW, (end - time.perf_counter()) / (len(WORKS) - number))
+        for number, (works, name) in enumerate(todo):
+            what = f"{name} in {table.plan.precision} on the {works.device}"
+            slot = min(LONGEST_ROW, (end - time.perf_counter()) / (len(todo) - number))
             if self.left() < SHORTEST_ROW:
-                self.skipped.append(f"{name} in {precision}: the time was up")
+                self.skipped.append(f"{what}: the time was up")
                 continue
-            self.say(f"measuring {name} in {precision}")
-            rows.append(works.row(name, slot, bandwidth))
+            self.say(f"measuring {what}")
+            rows.append(works.row(name, slot))
         return rows
 
 
-class _Works:
-    """The works on one table: each takes a size and returns (seconds, pairs, scan)."""
+class Works:
+    """The works on one table on the CPU: each takes a size and returns its seconds."""
+
+    device = "cpu"
 
     def __init__(self, path: Path, table: Table, folder: Path, task: _Task) -> None:
         self.path, self.table, self.folder, self.task = path, table, folder, task
         rng = np.random.default_rng(task.seed)
         most = min(task.pairs, 1 << 26)
         self.left, self.right = rng.integers(0, len(table.rows), (2, most), dtype=np.int32)
-        from fastpair.scoring import PairScorer
-
-        self.scorer = PairScorer(table.rows, table.plan, threads=task.threads)
+        self.prepare()
         self.threshold = self._threshold()
         self.scan: str | None = None
         self.kept: int | None = None
+
+    def prepare(self) -> None:
+        """Have what scores pairs, and the bandwidth of the table."""
+        from fastpair.scoring import PairScorer
+
+        data, threads = self.table.rows.reshape(-1), self.task.threads
+        self.scorer: Any = PairScorer(self.table.rows, self.table.plan, threads=threads)
+        self.bandwidth = {
+            "in_order": read_bandwidth(data, threads),
+            "at_random": random_bandwidth(data, self.table.rows.shape[1], threads),
+        }
 
     def _threshold(self) -> float:
         """Return a score that about `KEPT` of the pairs reach."""
@@ -332,7 +369,7 @@ class _Works:
         scores = self.scorer(left[apart], right[apart])
         return float(np.quantile(scores, 1 - KEPT)) if len(scores) else 0.0
 
-    def row(self, name: str, slot: float, bandwidth: Summary) -> Summary:
+    def row(self, name: str, slot: float) -> Summary:
         """Measure one work in about `slot` seconds and put it beside its ceiling."""
         of_pairs = name in ("pairs", "stream")
         work: Callable[[int], float] = {
@@ -343,34 +380,43 @@ class _Works:
             "dense": lambda n: self._walk(n, lambda walk: walk.dense()),
         }[name]
         least = PILOT_PAIRS if of_pairs else PILOT_ENTITIES
-        most = len(self.left) if of_pairs else len(self.table.rows)
+        most = self.most_pairs(name) if of_pairs else len(self.table.rows)
         self.scan = self.kept = None
         size, seconds = _measure(work, min(least, most), most, slot, 1 if of_pairs else 2)
         count = size if of_pairs else size * size
-        needs = _needs(name, self.table, size, self.scan)
-        rates = {**self.task.limits, "table": {"all": bandwidth["in_order"]}}
-        ceiling, binds = _ceiling(needs, rates)
+        needs, ceiling, binds = self.ceiling(name, size)
         rate = count / statistics.median(seconds)
         return {
             "work": name,
+            "device": self.device,
             "precision": self.table.plan.precision,
             "scan": self.scan,
             "entities": len(self.table.rows) if of_pairs else size,
             "pairs": count,
             "kept": self.kept,
             "pairs_per_second": spread([count / s for s in seconds]),
-            "bytes_per_second": rate * sum(n for kind, n in needs.items() if kind in MEMORY_KINDS),
+            "bytes_per_second": rate * sum(n for kind, n in needs.items() if kind in MOVED_KINDS),
             "operations_per_second": rate
-            * sum(n for kind, n in needs.items() if kind not in MEMORY_KINDS),
+            * sum(n for kind, n in needs.items() if kind not in MOVED_KINDS),
             "needs_per_pair": needs,
-            "table_bandwidth": bandwidth,
+            "table_bandwidth": self.bandwidth,
             "limit": ceiling,
             "binds": binds,
             "share": rate / ceiling,
-            "share_of_random": rate * needs["table"] / bandwidth["at_random"]["greatest"]
+            "share_of_random": rate * needs["table"] / self.bandwidth["at_random"]["greatest"]
             if of_pairs
             else None,
         }
+
+    def most_pairs(self, name: str) -> int:
+        """Return how many pairs a work may take."""
+        return len(self.left)
+
+    def ceiling(self, name: str, size: int) -> tuple[dict[str, float], float, str]:
+        """Return what a pair needs, the pairs a second that are possible, and what binds them."""
+        needs = needs_of(name, self.table, size, self.scan)
+        rates = {**self.task.limits, "table": {"all": self.bandwidth["in_order"]}}
+        return needs, *_ceiling(needs, rates)
 
     def _pairs(self, size: int) -> float:
         begun = time.perf_counter()
@@ -391,6 +437,7 @@ class _Works:
             self.folder / "scores.h5",
             keys="rows",
             threads=self.task.threads,
+            device=self.device,
             overwrite=True,
         )
         return float(scored["scoring_seconds"])
@@ -410,17 +457,20 @@ class _Works:
 
     def _walk(self, size: int, reduce: Callable[[Any], Iterable[Any]]) -> float:
         """Walk all pairs of the first rows; results are dropped as they come."""
-        from fastpair.matrix import all_pairs
-
-        rows, plan = self.table.rows[:size], self.table.plan
         begun = time.perf_counter()
-        walk = all_pairs(rows, None, plan, threads=self.task.threads, memory=MEMORY)
+        walk = self.all_pairs(self.table.rows[:size])
         for _ in reduce(walk):
             pass
         seconds = time.perf_counter() - begun
         scan = getattr(walk, "scan", None)  # in which precision candidates were looked for
         self.scan = None if scan is None else str(scan)
         return seconds
+
+    def all_pairs(self, rows: np.ndarray) -> Any:
+        """Return what walks all pairs of some rows."""
+        from fastpair.matrix import all_pairs
+
+        return all_pairs(rows, None, self.table.plan, threads=self.task.threads, memory=MEMORY)
 
 
 def _measure(
@@ -452,13 +502,16 @@ def _measure(
 # --- ceilings ------------------------------------------------------------------------------------
 
 MEMORY_KINDS = ("table", "copy", "read")
-"""Needs that are bytes; all others are operations."""
+"""Needs that are bytes of memory."""
+
+MOVED_KINDS = (*MEMORY_KINDS, "up", "down")
+"""Needs that are bytes, those that go to a GPU and back too; all others are operations."""
 
 _SCAN_UNITS = {"float32": "fma", "bfloat16": "bfloat16", "int8": "int8"}
 """What multiplies in a scan, by its precision."""
 
 
-def _needs(work: str, table: Table, size: int, scan: str | None) -> dict[str, float]:
+def needs_of(work: str, table: Table, size: int, scan: str | None) -> dict[str, float]:
     """Return what one pair needs at least: bytes and operations by the limit that binds them.
 
     ``table``: bytes of the table; the limit reads them in order, which no list of random pairs

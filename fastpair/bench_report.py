@@ -21,6 +21,18 @@ LIMITS = {
 }
 """Names of `machine.measure_limits`, what they are called, and their unit."""
 
+GPU_LIMITS = {
+    "copy": ("memory, copied: read and written", "GB/s"),
+    "up": ("host to device, page-locked", "GB/s"),
+    "down": ("device to host, page-locked", "GB/s"),
+    "both": ("both ways at once", "GB/s"),
+    "up_pageable": ("host to device, plain memory", "GB/s"),
+    "down_pageable": ("device to host, plain memory", "GB/s"),
+    "fma": ("float32 multiply-add", "Gop/s"),
+    "bfloat16": ("bfloat16 matrix product (mma.sync)", "Gop/s"),
+}
+"""Names of `gpu_machine.measure_gpu_limits`, what they are called, and their unit."""
+
 WORKS = {
     "pairs": "pairs",
     "stream": "HDF5 to HDF5",
@@ -58,14 +70,34 @@ def print_bench(found: Summary) -> None:
     console.print(_limits_table(found["limits"]))
     for sentence in _advice(found["machine"], found["limits"]):
         console.print(sentence, markup=False)
+    if found["gpu"] is not None:
+        console.print(_gpu_table(found["gpu"]))
     console.print(_rates_table(found["rows"], found["settings"]))
     console.print(_agreement_table(found["agreement"]))
-    for backend in found["backends"]:
-        if backend["missing"]:
-            console.print(f"{backend['name']}: missing, {backend['missing']}", markup=False)
+    for sentence in _missing(found["backends"]):
+        console.print(sentence, markup=False)
     for sentence in found["skipped"]:
         console.print(f"skipped: {sentence}", markup=False)
     console.print(f"{found['seconds']:.0f} s in all", markup=False)
+
+
+def _missing(backends: list[Summary]) -> Iterator[str]:
+    """Yield a sentence for each reason for which backends are missing."""
+    reasons: dict[str, list[str]] = {}
+    for backend in backends:
+        if backend["missing"]:
+            reasons.setdefault(backend["missing"], []).append(backend["name"])
+    for reason, names in reasons.items():
+        yield f"missing: {', '.join(names)}: {reason}"
+
+
+def _gpu_table(gpu: Summary) -> Any:
+    machine, limits = gpu["machine"], gpu["limits"]
+    title = f"gpu:{machine['number']}, {machine['name']}: median (least-greatest)"
+    table = _new_table(title, 1, "", "at most", "")
+    for name, (words, unit) in GPU_LIMITS.items():
+        table.add_row(words, _giga(limits[name]), unit)
+    return table
 
 
 def _machine_lines(machine: Summary, threads: int) -> Iterator[tuple[str, str]]:
@@ -147,10 +179,12 @@ def _advice(machine: Summary, limits: Summary) -> Iterator[str]:
 def _rates_table(rows: list[Summary], settings: Summary) -> Any:
     source = settings["table"] or f"{settings['entities']:,} x {settings['columns']}, random"
     scans = any(row["scan"] for row in rows)
+    devices = len({row["device"] for row in rows}) > 1
     table = _new_table(
         f"What fastpair does: {source}",
-        3 if scans else 2,
+        2 + scans + devices,
         "",
+        *(["device"] if devices else []),
         "precision",
         *(["scan"] if scans else []),
         "million pairs/s",
@@ -169,10 +203,11 @@ def _rates_table(rows: list[Summary], settings: Summary) -> Any:
         done = f"{row['operations_per_second'] / 1e9:.3g} Gop/s"
         table.add_row(
             WORKS[row["work"]].format(k=settings["k"]),
+            *([row["device"]] if devices else []),
             precision,
             *([row["scan"] or ""] if scans else []),
             f"{median} ({low}-{high})",
-            moved if row["binds"] == "memory" else done,
+            done if row["binds"] == "arithmetic" else moved,
             f"{row['share']:.0%} {row['binds']}",
             "" if row["share_of_random"] is None else f"{row['share_of_random']:.0%}",
         )

@@ -211,6 +211,21 @@ _memory = click.option(
     "--memory", metavar="SIZE", help="Memory to use, such as 2GiB.  [default: 80 % of what is free]"
 )
 
+_device = _options(
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="DEVICE",
+        help="auto, cpu, gpu (all that are there), gpu:1 or gpu:0,1.",
+    ),
+    click.option(
+        "--device-memory",
+        metavar="SIZE",
+        help="Memory to use on each GPU, such as 8GiB.  [default: 90 % of what is free there]",
+    ),
+)
+
 
 def _import_own_head(
     _context: click.Context, _parameter: click.Parameter, name: str | None
@@ -697,6 +712,7 @@ def features(as_json: bool, output: Path, kinds: str | None, **options: Any) -> 
 @_resume
 @_threads
 @_memory
+@_device
 @_overwrite
 @_json
 def score(as_json: bool, output: Path, **options: Any) -> None:
@@ -733,6 +749,7 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
 @_resume
 @_threads
 @_memory
+@_device
 @_overwrite
 @_json
 def matrix(as_json: bool, output: Path, **options: Any) -> None:
@@ -916,6 +933,13 @@ def _print_groups(summary: Summary) -> None:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all chance.")
 @_threads
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="GPU to measure beside the CPU: auto (the first, if there is one), cpu (none), gpu:1.",
+)
 @_own_head
 @_json
 def bench(as_json: bool, **options: Any) -> None:

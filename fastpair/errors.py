@@ -29,3 +29,7 @@ class MemoryBudgetError(FastpairError):
 
 class AgreementError(FastpairError):
     """A backend's results are further from the reference than rounding can explain."""
+
+
+class DeviceError(FastpairError):
+    """A device that was asked for is not there, lacks something, or failed."""

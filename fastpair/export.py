@@ -19,7 +19,7 @@ from fastpair.formats import Arrays, Columns, TextColumns, is_number, open_forma
 from fastpair.hdf5 import Output, allocate, write_text
 from fastpair.ids import all_integers, longest
 from fastpair.ingest import open_embeddings
-from fastpair.listing import export_format
+from fastpair.listing import export_format, write_listing
 from fastpair.pairs import PairBlock, RawPairs, Side, is_key, open_raw_pairs
 from fastpair.staging import WRITING, Staging, check_output, writing
 
@@ -294,22 +294,6 @@ def write_groups(
     columns = {"id": pa.array(rows) if ids is None else ids, "group": pa.array(groups)}
     if len(sides) == 2:
         columns["side"] = pa.array(np.where(np.arange(len(groups)) < left, "left", "right"))
-    _write_columns(Path(path), columns, overwrite)
-
-
-def _write_columns(path: Path, columns: dict[str, pa.Array], overwrite: bool) -> None:
-    """Write columns as Parquet, CSV or TSV (also .gz), as the suffix says."""
-    suffix = export_format(path)
-    with Staging(path, overwrite=overwrite, suffix=WRITING) as staging:
-        if suffix == ".parquet":
-            with writing(staging.path):
-                pq.write_table(pa.table(columns), staging.partial, row_group_size=EXPORTED_PAIRS)
-            return
-        separator = TEXT_FORMATS[str(suffix)]
-        with _text_output(staging, str(suffix).endswith(".gz")) as file:
-            file.write((separator.join(columns) + "\n").encode())
-            for start in range(0, len(columns["group"]), EXPORTED_PAIRS):
-                parts = [column.slice(start, EXPORTED_PAIRS) for column in columns.values()]
-                fields = [_quoted(text_array(part), separator) for part in parts]
-                lines = pc.binary_join_element_wise(*fields, separator)
-                file.write("".join(f"{line}\n" for line in lines.to_pylist()).encode())
+    whole = list(columns.values())
+    empty = [column.slice(0, 0) for column in whole]
+    write_listing(path, list(columns), [whole], empty, overwrite=overwrite)

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastpair.backend import LEAST_MEMORY, memory_budget, thread_count
+from fastpair.backend import LEAST_MEMORY, memory_budget, parse_size, thread_count
 from fastpair.compression import check_filter, write_compressed
+from fastpair.device import LEAST_WALKED, Choice, pick
 from fastpair.errors import ArgumentError, DataError, MemoryBudgetError, MismatchError
 from fastpair.export import FeatureBlock, write_features
 from fastpair.export import convert as convert_file
@@ -29,6 +30,7 @@ from fastpair.folding import Folder
 from fastpair.formats import Arrays, Columns, open_format
 from fastpair.hdf5 import Hdf5Arrays
 from fastpair.ingest import EmbeddingSource, open_embeddings
+from fastpair.kernels import Plan
 from fastpair.listing import export_format, write_scored_pairs
 from fastpair.matrix_output import MatrixOutput, check_form
 from fastpair.model import BUILTINS, Model, builtin, sigmoid
@@ -44,6 +46,9 @@ from fastpair.staging import check_output, writing
 from fastpair.verifying import describe_log
 from fastpair.verifying import verify as verify_file
 
+if TYPE_CHECKING:
+    from fastpair.gpu_scoring import GpuPairScorer
+
 Summary = dict[str, Any]
 Count = Callable[[int], None]
 
@@ -57,6 +62,12 @@ EXPORTED_AT_ONCE = SCORE_BLOCK // 8
 
 BLOCKS_UNDER_WAY = 4
 """Blocks of pairs in memory at once: one read, one waiting, one scored, one written."""
+
+BLOCKS_A_GPU = 6
+"""Blocks more for each GPU: three under way, and as many page-locked copies."""
+
+LINKS_BY_DEVICE = ("exponential", "negative_arcosh")
+"""Links through library functions, which may round otherwise on another device."""
 
 
 def _ignore(_: int) -> None:
@@ -599,6 +610,8 @@ def score(
     threads: int | None = None,
     memory: str | int | None = None,
     compression: str | None = None,
+    device: str = "auto",
+    device_memory: str | int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Count = _ignore,
@@ -617,7 +630,16 @@ def score(
     min_score : keep only pairs of at least this, in what is written; default: all.
     memory : what may be allocated, the tables included.
     compression : name of a filter for an HDF5 output; see `fastpair.compression.FILTERS`.
-    resume : go on with what an interrupted run left.
+    device : "auto", "cpu", "gpu", "gpu:1" or "gpu:0,1"; see `fastpair.device.pick`.
+    device_memory : what may be allocated on each GPU; default 90 % of what is free there.
+    resume : go on with what an interrupted run left. It may go on with another device: a pair has
+        the same bits on all of them, except under the links exponential and negative_arcosh, whose
+        library functions differ; there the kind of device is part of what a run is.
+
+    Returns
+    -------
+    summary : with ``device``, such as "cpu" or "gpu:0", and ``device_note``, why it was chosen;
+        empty where it was asked for.
 
     Raises
     ------
@@ -639,6 +661,7 @@ def score(
             raise ArgumentError(f"--compression {compression} is for HDF5, and {output} is none")
     inputs = [Path(path) for path in (table, pairs, against) if path is not None]
     check_output(output, overwrite=overwrite, inputs=inputs)
+    on_device = _device_bytes(device, device_memory)
     begun = time.perf_counter()
     preparing = threading.Thread(target=_prepare_kernels, name="fastpair-prepare")
     preparing.start()  # takes the interpreter half a second, in which tables are read
@@ -656,16 +679,11 @@ def score(
         keys=keys,
         dataset=dataset,
     )
-    _check_room(budget, source, thread_count(threads))
+    choice = pick(device, pairs=source.count)
+    room = _check_room(budget, source, thread_count(threads), len(choice.runtimes))
     if expect is not None:
         expect(source.count)
-    scorer = PairScorer(
-        left.rows,
-        left.plan,
-        None if right is None else right.rows,
-        None if right is None else right.plan,
-        threads=threads,
-    )
+    scorer = _pair_scorer(choice, left, right, threads, on_device, room)
     identity = {
         "table": left.digest,
         "right table": both.digest,
@@ -674,7 +692,7 @@ def score(
         "unit": unit,
         "dataset": str(dataset),
         "kernels": _kernel_digest(),
-        "device": "cpu",
+        "device": choice.kind if left.plan.link in LINKS_BY_DEVICE else "any",
     }
     attributes: Summary = {"unit": unit, "model_fingerprint": left.fingerprint}
     if decision:
@@ -706,10 +724,54 @@ def score(
         "scoring_seconds": scoring_seconds,
         "pairs_per_second": (source.count - resumed) / max(scoring_seconds, 1e-9),
         "threads": scorer.threads,
+        "device": choice.name,
+        "device_note": choice.note,
         "unit": unit,
         "keys": source.keys,
-        "notes": [source.assumed] if source.assumed else [],
+        "notes": [note for note in (source.assumed, choice.note) if note],
     }
+
+
+def _device_bytes(device: str, device_memory: str | int | None) -> int | None:
+    """Return the bytes to use on a GPU; refuse a device that is not there before all else."""
+    if device not in ("auto", "cpu"):
+        pick(device)
+    if device_memory is None:
+        return None
+    if device == "cpu":
+        raise ArgumentError(f"--device-memory is {device_memory} but the device is the CPU")
+    size = parse_size(device_memory) if isinstance(device_memory, str) else device_memory
+    if size < 1:
+        raise ArgumentError(f"device memory is {size} bytes, expected at least 1")
+    return size
+
+
+def _pair_scorer(
+    choice: Choice,
+    left: Table,
+    right: Table | None,
+    threads: int | None,
+    device_memory: int | None,
+    room: int,
+) -> PairScorer | GpuPairScorer:
+    """Return what scores pairs on the chosen device; on GPUs, `room` bytes may sort pairs."""
+    tables = (
+        left.rows,
+        left.plan,
+        None if right is None else right.rows,
+        None if right is None else right.plan,
+    )
+    if not choice.runtimes:
+        return PairScorer(*tables, threads=threads)
+    from fastpair.gpu_scoring import GpuPairScorer
+
+    return GpuPairScorer(
+        *tables,
+        devices=choice.runtimes,
+        device_memory=device_memory,
+        memory=max(LEAST_MEMORY, room),
+        threads=threads,
+    )
 
 
 def _written_as(
@@ -795,21 +857,24 @@ def _check_sides(path: Path, left: Table, right: Table | None) -> None:
         )
 
 
-def _check_room(budget: int, source: PairSource, threads: int) -> None:
-    """Refuse a run whose blocks of pairs do not fit beside the tables."""
-    needed = min(source.count, SCORE_BLOCK) * (source.bytes_a_pair() + 4) * BLOCKS_UNDER_WAY
+def _check_room(budget: int, source: PairSource, threads: int, gpus: int = 0) -> int:
+    """Return the bytes left beside the tables and blocks of pairs, or refuse the run."""
+    # each GPU has three blocks in its buffers, and those of the next ones wait
+    blocks = BLOCKS_UNDER_WAY + BLOCKS_A_GPU * gpus
+    needed = min(source.count, SCORE_BLOCK) * (source.bytes_a_pair() + 4) * blocks
     needed += source.reading_bytes(threads)
     if needed > budget:
         raise MemoryBudgetError(
             f"blocks of pairs need {needed} bytes beside the tables, but --memory leaves {budget}: "
             f"allow {needed - budget} more"
         )
+    return budget - needed
 
 
 def _score_blocks(
     file: ScoreFile,
     source: PairSource,
-    scorer: PairScorer,
+    scorer: PairScorer | GpuPairScorer,
     written: Callable[[np.ndarray], np.ndarray],
     progress: Count,
 ) -> int:
@@ -942,9 +1007,14 @@ def _prepare_kernels() -> None:
 
 
 def _kernel_digest() -> str:
+    """Return a digest of all kernels, those of GPUs too: either may score a part of a run."""
+    from fastpair import kernels
     from fastpair.kernels.simd import kernel_digest
 
-    return kernel_digest()
+    digest = hashlib.sha256(kernel_digest().encode())
+    for source in sorted(Path(kernels.__file__).parent.glob("*.cu*")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _expect_hdf5(output: Path) -> None:
@@ -970,6 +1040,8 @@ def matrix(
     threads: int | None = None,
     memory: str | int | None = None,
     compression: str | None = None,
+    device: str = "auto",
+    device_memory: str | int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Count = _ignore,
@@ -983,15 +1055,18 @@ def matrix(
     top_k, threshold, dense, histogram : exactly one of them; `bins` goes with the last.
     memory : what may be allocated, the tables included.
     compression : name of a filter for an HDF5 output; see `fastpair.compression.FILTERS`.
+    device : "auto", "cpu", "gpu", "gpu:1" or "gpu:0,1"; see `fastpair.device.pick`. Dense values
+        and the outer edges of a histogram are those of its own tiles, all other results are the
+        same on every device.
+    device_memory : what may be allocated on each GPU; default 90 % of what is free there.
     resume : go on with what an interrupted run left; a histogram begins anew.
 
     Returns
     -------
-    summary : with ``scan``, the form of numbers in which pairs were looked for before the pair
-        kernel decided (None for networks), and ``triangle``, whether each pair was walked once.
+    summary : with ``device`` and ``device_note`` as in `score`; ``scan``, the form of numbers in
+        which pairs were looked for before the pair kernel decided (None for networks); and
+        ``triangle``, whether each pair was walked once.
     """
-    from fastpair.matrix import all_pairs
-
     chosen = (top_k is not None, threshold is not None, dense, histogram)
     if sum(chosen) != 1:
         raise ArgumentError("choose one of top_k, threshold, dense and histogram")
@@ -1004,6 +1079,7 @@ def matrix(
         check_filter(compression)
     inputs = [Path(path) for path in (table, against) if path is not None]
     check_output(output, overwrite=overwrite, inputs=inputs)
+    on_device = _device_bytes(device, device_memory)
     begun = time.perf_counter()
     left, right, budget = _load_tables(table, against, memory)
     both = right or left
@@ -1015,16 +1091,18 @@ def matrix(
             f"--memory leaves {budget} bytes beside the tables, but all pairs need at least "
             f"{LEAST_MEMORY}: allow more"
         )
+    choice = pick(device, pairs=walked, least=LEAST_WALKED)
 
     def walk(rows: np.ndarray, right_rows: np.ndarray | None, room: int) -> Any:
         options: Summary = {"threads": threads, "memory": room, "progress": progress}
-        return all_pairs(rows, right_rows, left.plan, **options)
+        return _all_pairs(choice, rows, right_rows, left.plan, on_device, **options)
 
     def remaining(start: int) -> RemainingPairs:
         progress(start * len(both.rows))
         others = None if right is None else right.rows
         return RemainingPairs(walk, left.rows, others, budget, start)
 
+    by_device = dense or left.plan.link in LINKS_BY_DEVICE  # other bits on another device
     target = MatrixOutput(
         path=output,
         form=form,
@@ -1035,7 +1113,7 @@ def matrix(
             "table": left.digest,
             "right table": both.digest,
             "kernels": _kernel_digest(),
-            "device": "cpu",
+            "device": choice.kind if by_device else "any",
         },
         attributes={"unit": left.unit, "model_fingerprint": left.fingerprint},
         compression=compression,
@@ -1059,9 +1137,35 @@ def matrix(
         **found,
         "seconds": time.perf_counter() - begun,
         "pairs_per_second": rest / max(seconds, 1e-9),
+        "device": choice.name,
+        "device_note": choice.note,
         "unit": left.unit,
-        "notes": [] if left.plan.network is None else [NETWORK_NOTE],
+        "notes": _matrix_notes(choice, left),
     }
+
+
+def _matrix_notes(choice: Choice, table: Table) -> list[str]:
+    slow = "" if table.plan.network is None else NETWORK_NOTE
+    return [note for note in (slow, choice.note) if note]
+
+
+def _all_pairs(
+    choice: Choice,
+    left: np.ndarray,
+    right: np.ndarray | None,
+    plan: Plan,
+    device_memory: int | None,
+    **options: Any,
+) -> Any:
+    """Return what walks all pairs of rows on the chosen device."""
+    if not choice.runtimes:
+        from fastpair.matrix import all_pairs
+
+        return all_pairs(left, right, plan, **options)
+    from fastpair import gpu_matrix
+
+    options |= {"runtimes": list(choice.runtimes), "device_memory": device_memory}
+    return gpu_matrix.all_pairs(left, right, plan, **options)
 
 
 NETWORK_NOTE = (

@@ -208,7 +208,7 @@ class AllPairs:
                 own.append(pairs)
                 if j == triangle.blocks - 1:
                     block = triangle.rows(i)
-                    hits = _by_row(waiting[i] + own, block.start, len(block))
+                    hits = pairs_by_row(waiting[i] + own, block.start, len(block))
                     room += len(hits[1])
                     waiting[i], own = [], []
                     yield (block.start, *hits)
@@ -307,7 +307,8 @@ class AllPairs:
         def count(walk: cpu.Walk, task: Task, slack: np.ndarray) -> np.ndarray:
             own, most = np.zeros(bins, dtype=np.int64), float(slack.max())
             if most not in looked_up:
-                looked_up[most] = self._cells(float(least), float(greatest), edges, most)
+                ends = float(least), float(greatest)
+                looked_up[most] = histogram_cells(*ends, edges, most, self.table, _CELLS)
             cpu.scan_histogram(self.table, walk, task, edges, slack, *looked_up[most], own)
             return own
 
@@ -315,28 +316,6 @@ class AllPairs:
         for own in self._parts(sides, count):
             counts += own
         return edges, counts * 2 if self.triangle else counts
-
-    def _cells(
-        self, least: float, greatest: float, edges: np.ndarray, slack: float
-    ) -> tuple[tuple[np.float32, np.float32], np.ndarray]:
-        """Return the grid and the cells by which `scan_histogram` looks bins up.
-
-        A cell has a bin if all scores have it whose tile's raw score falls into the cell, with what
-        finding the cell in float32 and the link may round.
-        """
-        steps = np.float32(min(_CELLS / max(greatest - least, 1e-30), 1e30))
-        starts = least + np.arange(_CELLS + 1) / float(steps)
-        beyond = slack + 4e-7 * (abs(least) + abs(greatest)) + 1e-2 / float(steps)
-        ends = [
-            cpu.link_scores(raw.astype(np.float32), self.table)
-            for raw in (starts[:-1] - beyond, starts[1:] + beyond)
-        ]
-        rounded = 1e-6 * float(np.abs(edges).max())
-        low, high = (
-            np.searchsorted(edges[1:-1], part.astype(np.float64) + shift, side="right")
-            for part, shift in zip(ends, (-rounded, rounded), strict=True)
-        )
-        return (np.float32(least), steps), np.where(low == high, low, -1).astype(np.int32)
 
     def _parts(
         self, sides: Sides, work: Callable[[cpu.Walk, Task, np.ndarray], Any]
@@ -361,6 +340,29 @@ class AllPairs:
                 self.progress(triangle.pairs(*cell))
         finally:
             results.close()
+
+
+def histogram_cells(
+    least: float, greatest: float, edges: np.ndarray, slack: float, table: cpu.Table, count: int
+) -> tuple[tuple[np.float32, np.float32], np.ndarray]:
+    """Return the grid and the `count` cells by which `scan_histogram` looks bins up.
+
+    A cell has a bin if all scores have it whose tile's raw score falls into the cell, with what
+    finding the cell in float32 and the link may round.
+    """
+    steps = np.float32(min(count / max(greatest - least, 1e-30), 1e30))
+    starts = least + np.arange(count + 1) / float(steps)
+    beyond = slack + 4e-7 * (abs(least) + abs(greatest)) + 1e-2 / float(steps)
+    ends = [
+        cpu.link_scores(raw.astype(np.float32), table)
+        for raw in (starts[:-1] - beyond, starts[1:] + beyond)
+    ]
+    rounded = 1e-6 * float(np.abs(edges).max())
+    low, high = (
+        np.searchsorted(edges[1:-1], part.astype(np.float64) + shift, side="right")
+        for part, shift in zip(ends, (-rounded, rounded), strict=True)
+    )
+    return (np.float32(least), steps), np.where(low == high, low, -1).astype(np.int32)
 
 
 class _Candidates:
@@ -417,7 +419,7 @@ class _ThresholdTask:
         self.table = pairs.table
         floor = np.clip(pairs.plan.raw_floor(threshold), cpu.LOWEST, -cpu.LOWEST)
         self.floor = np.nextafter(np.float32(floor), cpu.LOWEST)
-        self.minimum = _at_least(threshold)
+        self.minimum = at_least(threshold)
         self.most = max(_HITS_A_TASK, pairs.memory // (8 * pairs.threads * _HIT_BYTES))
 
     def search(self, walk: cpu.Walk, task: Task, most: int) -> _Pairs | None:
@@ -435,7 +437,9 @@ class _ThresholdTask:
         """Return the hits by row, or None where several panels have more than the memory bears."""
         pairs = self.search(walk, task, self.most if task[1] - task[0] > 1 else 1 << 62)
         return (
-            None if pairs is None else _by_row([pairs], task[0] * TILE_ROWS, _rows_of(walk, task))
+            None
+            if pairs is None
+            else pairs_by_row([pairs], task[0] * TILE_ROWS, _rows_of(walk, task))
         )
 
     def _scan(self, walk: cpu.Walk, task: Task, room: int) -> tuple[int, _Pairs]:
@@ -452,7 +456,7 @@ def _rows_of(walk: cpu.Walk, task: Task) -> int:
     return min(task[1] * TILE_ROWS, walk.left_count) - task[0] * TILE_ROWS
 
 
-def _by_row(parts: list[_Pairs], first: int, rows: int) -> _RowHits:
+def pairs_by_row(parts: list[_Pairs], first: int, rows: int) -> _RowHits:
     """Bring pairs of rows `first` on into row order, keeping the order within a row."""
     owners, columns, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
     counts = np.empty(rows, dtype=np.int64)
@@ -526,7 +530,7 @@ class NetworkPairs:
         if not np.isfinite(threshold):
             raise ArgumentError(f"threshold is {threshold}, expected a finite number")
         for first, scores in self._scores():
-            hits = (scores >= _at_least(threshold)) & self._off_diagonal(first, scores.shape)
+            hits = (scores >= at_least(threshold)) & self._off_diagonal(first, scores.shape)
             rows, columns = np.nonzero(hits)
             yield first, np.bincount(rows, minlength=len(scores)), columns, scores[rows, columns]
 
@@ -562,7 +566,7 @@ def all_pairs(
     return walk(left, right, plan, **options)
 
 
-def _at_least(threshold: float) -> np.float32:
+def at_least(threshold: float) -> np.float32:
     """Return the least float32 that is not below a threshold."""
     with np.errstate(over="ignore"):  # infinity is right for what no float32 reaches
         nearest = np.float32(threshold)

@@ -29,7 +29,7 @@ class _Block(Protocol):
     def right(self) -> np.ndarray: ...
 
 
-_AnyBlock = TypeVar("_AnyBlock", bound=_Block)
+AnyBlock = TypeVar("AnyBlock", bound=_Block)
 
 
 class PairScorer:
@@ -81,13 +81,13 @@ class PairScorer:
             _wait(self._submit(pool, left, right, scores))
         return scores
 
-    def stream(self, blocks: Iterable[_AnyBlock]) -> Iterator[tuple[_AnyBlock, np.ndarray]]:
+    def stream(self, blocks: Iterable[AnyBlock]) -> Iterator[tuple[AnyBlock, np.ndarray]]:
         """Yield each block with its scores, in order; the next ones are under way meanwhile.
 
         Row numbers are checked as they are scored.
         """
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="fastpair")
-        waiting: deque[tuple[_AnyBlock, np.ndarray, list[Future[None]]]] = deque()
+        waiting: deque[tuple[AnyBlock, np.ndarray, list[Future[None]]]] = deque()
         try:
             for block in read_ahead(blocks):
                 scores = np.empty(len(block.left), dtype=np.float32)
@@ -157,8 +157,8 @@ def _wait(tasks: list[Future[None]]) -> None:
 
 
 def _scored(
-    block: _AnyBlock, scores: np.ndarray, tasks: list[Future[None]]
-) -> tuple[_AnyBlock, np.ndarray]:
+    block: AnyBlock, scores: np.ndarray, tasks: list[Future[None]]
+) -> tuple[AnyBlock, np.ndarray]:
     _wait(tasks)
     return block, scores
 

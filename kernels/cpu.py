@@ -19,6 +19,7 @@ from fastpair.kernels.pairs import (
     apply_link,
     exact_raw,
     link_ceiling,
+    raw_floor_of,
     score_pairs,
     separate_fields,
     table_arguments,
@@ -685,3 +686,16 @@ def link_scores(raw: np.ndarray, table: Table) -> np.ndarray:
     scores = np.empty_like(raw)
     _link_all(raw, table, scores)
     return scores
+
+
+@jit
+def _floor_all(scores, link, slope, offset, floors):
+    for n in range(len(scores)):
+        floors[n] = raw_floor_of(np.float64(scores[n]), link, slope, offset)
+
+
+def raw_floors(scores: np.ndarray, plan: Plan) -> np.ndarray:
+    """Return `Plan.raw_floor` (m,) float64 of scores (m,) float32."""
+    floors = np.empty(len(scores))
+    _floor_all(scores, plan.link_code, plan.slope, plan.offset, floors)
+    return floors

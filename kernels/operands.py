@@ -297,7 +297,7 @@ def _pack_float32(columns: np.ndarray, side: str) -> _Packed:
     return words, *_unscaled(len(columns)), np.zeros(len(columns))
 
 
-def _pack_bfloat16(columns: np.ndarray, side: str) -> _Packed:
+def pack_bfloat16(columns: np.ndarray, side: str) -> _Packed:
     """Round to nearest, ties to even; what the instructions take for zero becomes zero."""
     stored = np.clip(columns, -_GREATEST_BFLOAT16, _GREATEST_BFLOAT16).view(np.uint32)
     bits = ((stored + 0x7FFF + ((stored >> 16) & 1)) & 0xFFFF0000).astype(np.uint32)
@@ -345,7 +345,7 @@ def row_norms(rows: np.ndarray) -> np.ndarray:
     return norms * (1 + 1e-4 + rows.shape[1] * _UNIT_ROUNDOFF)
 
 
-_PACKERS = {"float32": _pack_float32, "bfloat16": _pack_bfloat16, "int8": _pack_int8}
+_PACKERS = {"float32": _pack_float32, "bfloat16": pack_bfloat16, "int8": _pack_int8}
 
 
 def tile_bound(side: Panels, other: Panels, plan: Plan) -> np.ndarray:

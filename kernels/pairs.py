@@ -384,7 +384,7 @@ def link_ceiling(table):
     return np.float32(0.0) if table.link > 0 else np.float32(np.inf)
 
 
-_raw_floor = jit(raw_floor)
+raw_floor_of = jit(raw_floor)
 
 
 @jit
@@ -394,7 +394,7 @@ def tie_level(raw, table):
     Links and the rounding of slope and offset make many raw scores one score.
     """
     slope, offset = np.float64(table.constants[1]), np.float64(table.constants[2])
-    floor = _raw_floor(np.float64(apply_link(raw, table)), table.link, slope, offset)
+    floor = raw_floor_of(np.float64(apply_link(raw, table)), table.link, slope, offset)
     return min(raw, np.float32(max(floor, np.float64(LOWEST))))
 
 
