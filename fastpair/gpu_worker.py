@@ -279,6 +279,8 @@ class Worker:
                 self.runtime.upload(views[-1], block, self._work)
         self._table = None  # first: there may be no room for two networks
         self._table = DeviceTable(self.runtime, views[0], views[1], self.plan, self._work)
+        if self._table.network is not None:
+            self._table.network.scratch(self._work)  # now, where less memory can be met
         self.runtime.synchronize(self._work)
         self._held = blocks[0], blocks[1]
 
