@@ -347,7 +347,8 @@ def test_the_simulation_finds_a_wait_that_is_left_out(forgotten):
             wrong += any(a.tobytes() != b.tobytes() for a, b in zip(found, expected, strict=True))
         except (DataError, DeviceError, SimulationError):
             wrong += 1
-        assert runtime.waits >= 2 * 13
+            continue
+        assert runtime.waits == 2 * 14  # two for each piece of 64 pairs
     assert (wrong > 0) == (forgotten < 2)  # 2: nothing is forgotten
 
 
