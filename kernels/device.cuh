@@ -44,7 +44,9 @@ __device__ __forceinline__ float apply_link(float raw, const Constants& constant
   return constants.offset + constants.slope * value;
 }
 
-__device__ __forceinline__ float load_float(const char* where) { return __ldg((const float*)where); }
+__device__ __forceinline__ float load_float(const char* where) {
+  return __ldg((const float*)where);
+}
 
 __device__ __forceinline__ uint4 load_16_bytes(const char* where) {
   return __ldg((const uint4*)where);
@@ -58,7 +60,7 @@ __device__ __forceinline__ i64 load_number(const char* numbers, i64 n, int bytes
 
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000u); }
 
-// --- keys by which candidates are ranked: greater for a greater value, then for a lower column ----
+// --- keys by which candidates are ranked: greater for a greater value, then for a lower column
 
 // float32 as an integer of the same order; -0 and +0 are ties.
 __device__ __forceinline__ u32 ordered(float value) {

@@ -30,7 +30,9 @@ __device__ __forceinline__ float input_at(const Sides& sides, int k, const Netwo
   return part == 1 ? fabsf(x - y) : x + y;
 }
 
-__device__ __forceinline__ int padded(int units) { return (units + FP_TILE - 1) / FP_TILE * FP_TILE; }
+__device__ __forceinline__ int padded(int units) {
+  return (units + FP_TILE - 1) / FP_TILE * FP_TILE;
+}
 
 // Fills `outputs` [units][64] with max(bias + matrix inputs, 0). `weights` are the layer's biases,
 // then its matrix, inputs by units, units padded to 64. `previous` is null for the first layer.
@@ -112,7 +114,6 @@ score_network(const char* __restrict__ left_rows, const char* __restrict__ right
   float* const hidden = scratch + (i64)blockIdx.x * 2 * half;
   i64 pair = (i64)blockIdx.x * FP_TILE + thread;
   for (int round = 0; round < shape.rounds; ++round, pair += (i64)gridDim.x * FP_TILE) {
-    __syncthreads();  // the rows of the round before are not needed any more
     const bool wanted = thread < FP_TILE && pair < shape.pairs;
     if (thread < FP_TILE) {
       const i64 row = wanted ? load_number(left, pair, shape.index_bytes) : -1;
@@ -143,7 +144,7 @@ score_network(const char* __restrict__ left_rows, const char* __restrict__ right
         const Sides turned = {sides[thread].right, sides[thread].left};
         sides[thread] = turned;  // the other order
       }
-      __syncthreads();
+      __syncthreads();  // and its rows are not needed any more
     }
     if (!wanted) continue;
     const bool usable = sides[thread].left != nullptr;

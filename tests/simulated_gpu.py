@@ -97,10 +97,10 @@ def compile_library(source, options):
     if unknown:
         raise SimulationError(f"compiler options {sorted(unknown)}: expected -D or {BASE_OPTIONS}")
     text = f'#line 1 "kernel"\n{source}\n' + "".join(f"FP_EXPORT({name})\n" for name in names)
-    return _build([*defines, "-include", str(_compiled_header())], "c++", text, ".so")
+    return _build([*defines, "-include", str(compiled_header())], "c++", text, ".so")
 
 
-def _compiled_header():
+def compiled_header():
     """Return the file to include what every kernel needs by, which lies there compiled, too."""
     text = f"#define FP_HOST 1\n{HEADER.read_text()}"
     return _build([], "c++-header", text, ".h.gch").with_suffix("")
