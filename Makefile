@@ -2,6 +2,7 @@
 # make test     the fast tests
 # make lint     ruff and mypy
 # make wheel    the package, tested as it is installed
+# make gpu-check  the kernels of GPUs: sanitizers, planted faults, other compilers (an hour)
 # make bench    speed, side by side with what people use today
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 RUN ?= build/bench.json
 
-.PHONY: demo test lint wheel bench clean
+.PHONY: demo test lint wheel gpu-check bench clean
 
 demo: .venv/ready
 	$(BIN)/fastpair demo
@@ -32,6 +33,21 @@ wheel: .venv/ready
 	build/wheel/venv/bin/python -m pip install -q -c constraints.txt dist/*.whl pytest hypothesis
 	cp -r tests pyproject.toml build/wheel/
 	cd build/wheel && venv/bin/pytest
+
+# The oldest and the newest compiler that are supported, beside that of the tests.
+NVRTC := nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-nvrtc==13.5.37
+
+gpu-check: .venv/ready
+	FASTPAIR_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+		$(BIN)/pytest -p no:faulthandler tests/test_simulated_gpu.py tests/test_gpu_kernels.py \
+		tests/test_gpu_tiles.py
+	$(BIN)/python tests/planted_faults.py
+	$(BIN)/python tests/compile_gpu.py
+	for wheel in $(NVRTC); do \
+		$(BIN)/python -m pip install -q --upgrade --target build/$$wheel $$wheel && \
+		$(BIN)/python tests/compile_gpu.py --nvrtc build/$$wheel || exit 1; \
+	done
 
 # Peers first; chunkdot works with newer libraries than it asks for. ONLY selects works.
 bench: .venv/ready
