@@ -52,7 +52,11 @@ NETWORK = "test_gpu_kernels.py -k networks_have"
 TILES = "test_gpu_tiles.py -k values_are_those"
 BEST = "test_gpu_tiles.py -k best_are_kept"
 SORTED = "test_gpu_tiles.py -k power_of_two"
+HITS = "test_gpu_tiles.py -k hits_are_counted"
+PLACES = "test_gpu_tiles.py -k found_at_its_place"
 MATRIX = "test_gpu_matrix.py -k every_link_and_every_result"
+TIES = "test_gpu_matrix.py -k ties_go_to"
+WHOLE_ROWS = "test_gpu_matrix.py -k not_proven"
 
 FAULTS = [
     Fault(
@@ -314,6 +318,76 @@ FAULTS = [
         "for (int apart = 16; apart > 0; apart >>= 1) {\n    const u32 low",
         "for (int apart = 8; apart > 0; apart >>= 1) {\n    const u32 low",
         MATRIX,
+    ),
+    Fault(
+        "a fragment's registers in another order",
+        "tiles.cu",
+        "half + (n >> 1) * 4];",
+        "half + (n & 1) * 4];",
+        PLACES,
+    ),
+    Fault(
+        "a fragment's rows by the wrong lanes",
+        "tiles.cu",
+        "(i & 1) * 8 + ((threadIdx.x & 31) >> 2)",
+        "(i & 1) * 8 + (threadIdx.x & 3)",
+        PLACES,
+    ),
+    Fault(
+        "maxima taken for products",
+        "tiles.cu",
+        "if (first + row < count && word + four < products)",
+        "if (first + row < count)",
+        TILES,
+    ),
+    Fault(
+        "a triangle with its diagonal",
+        "tiles.cu",
+        "apart != 0 : apart > 0",
+        "apart != 0 : apart >= 0",
+        HITS,
+    ),
+    Fault(
+        "a tile left out of a triangle that begins within it",
+        "tiles.cu",
+        "return t.one_table == 2 && t.right_first + column + TILE - 1 <",
+        "return t.one_table == 2 && t.right_first + column <",
+        "test_gpu_matrix.py -k portions",
+    ),
+    Fault(
+        "a list with one place too many",
+        "tiles.cu",
+        "if (at >= list.capacity) return;",
+        "if (at > list.capacity) return;",
+        HITS,
+    ),
+    Fault(
+        "a row without room that says nothing",
+        "tiles.cu",
+        "  else atomicMax(overflow, 1u);",
+        "",
+        TIES,
+    ),
+    Fault(
+        "a partner offered as itself",
+        "tiles.cu",
+        "overflow, other, value, t.left_first + r);",
+        "overflow, other, value, t.right_first + c);",
+        TIES,
+    ),
+    Fault(
+        "an entity among its own best",
+        "select.cu",
+        "|| itself + chosen[row] == column) return;",
+        ") return;",
+        WHOLE_ROWS,
+    ),
+    Fault(
+        "candidates that are not forgotten",
+        "select.cu",
+        "if (row < rows) counts[row] = kept[row];",
+        "if (row + 1 < rows) counts[row] = kept[row];",
+        "test_gpu_tiles.py -k forgotten",
     ),
     Fault(
         "keys sorted the wrong way",
