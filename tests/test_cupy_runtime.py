@@ -33,6 +33,7 @@ CALLS = {
     "cuda.Event.record": ("stream",),
     "cuda.Event.synchronize": (),
     "cuda.alloc_pinned_memory": ("size",),
+    "cuda.get_current_stream": (),
     "cuda.memory.OutOfMemoryError": (),
     "cuda.runtime.getDeviceProperties": ("device",),
     "cuda.runtime.memcpyAsync": ("dst", "src", "size", "kind", "stream"),
@@ -127,6 +128,7 @@ def cupy(monkeypatch):
         memory=SimpleNamespace(OutOfMemoryError=OutOfMemory),
         alloc_pinned_memory=bytearray,
         Stream=lambda non_blocking: SimpleNamespace(ptr=77),
+        get_current_stream=lambda: SimpleNamespace(synchronize=lambda: launched.append("waited")),
     )
     pool = SimpleNamespace(free_bytes=lambda: 24)
     module = SimpleNamespace(
@@ -177,5 +179,6 @@ def test_arrays_of_other_libraries_are_adopted_as_they_show_themselves(cupy):
     runtime = gpu.CupyRuntime(3)
     cuda = SimpleNamespace(__cuda_array_interface__={})
     assert runtime.adopt(cuda) == ("adopted", cuda)
+    assert cupy.launched == ["waited"]  # for what fills the array
     other = SimpleNamespace()
     assert runtime.adopt(other) == ("from DLPack", other)
