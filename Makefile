@@ -3,6 +3,7 @@
 # make lint     ruff and mypy
 # make wheel    the package, tested as it is installed
 # make kill-check   every output killed 25 times and resumed, some minutes
+# make gpu-check    the kernels of GPUs: sanitizers, planted faults, other compilers (an hour)
 # make bench    speed, side by side with what people use today
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -15,7 +16,7 @@ PARALLEL ?= -n auto --maxprocesses 4
 INSTALLED := tests/test_cli.py tests/test_files.py tests/test_kernels.py tests/test_network.py \
 	tests/test_scoring.py tests/test_train_command.py
 
-.PHONY: demo test kill-check lint wheel bench clean
+.PHONY: demo test kill-check lint wheel gpu-check bench clean
 
 demo: .venv/ready
 	$(BIN)/fastpair demo
@@ -42,6 +43,21 @@ wheel: .venv/ready
 		pytest pytest-xdist hypothesis
 	cp -r tests pyproject.toml build/wheel/
 	cd build/wheel && venv/bin/pytest $(PARALLEL) $(INSTALLED)
+
+# The oldest and the newest compiler that are supported, beside that of the tests.
+NVRTC := nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-nvrtc==13.5.37
+
+gpu-check: .venv/ready
+	FASTPAIR_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+		$(BIN)/pytest -p no:faulthandler tests/test_simulated_gpu.py tests/test_gpu_kernels.py \
+		tests/test_gpu_tiles.py
+	$(BIN)/python tests/planted_faults.py
+	$(BIN)/python tests/compile_gpu.py
+	for wheel in $(NVRTC); do \
+		$(BIN)/python -m pip install -q --upgrade --target build/$$wheel $$wheel && \
+		$(BIN)/python tests/compile_gpu.py --nvrtc build/$$wheel || exit 1; \
+	done
 
 # Peers first; chunkdot works with newer libraries than it asks for. ONLY selects works.
 bench: .venv/ready

@@ -20,7 +20,7 @@ from fastpair.errors import ArgumentError, MemoryBudgetError
 from fastpair.gpu_best import find_best, most_kept
 from fastpair.gpu_walk import DeviceWalk, HostSides, Portion, choose_form
 from fastpair.kernels import Plan, cpu
-from fastpair.kernels.gpu import DeviceTable, Runtime, score_pairs
+from fastpair.kernels.gpu import DeviceTable, OutOfDeviceMemory, Runtime, score_pairs
 from fastpair.kernels.gpu_tiles import FORMS, TILE, Block, Candidates, values_of
 from fastpair.matrix import (
     NetworkPairs,
@@ -511,17 +511,32 @@ class GpuNetworkPairs(NetworkPairs):
     ) -> None:
         super().__init__(left, right, plan, threads=threads, memory=memory, progress=progress)
         self._runtime, self._stream = runtimes[0], runtimes[0].stream()
-        self._table = DeviceTable(self._runtime, left, right, plan, self._stream)
+        try:
+            self._table = DeviceTable(self._runtime, left, right, plan, self._stream)
+        except OutOfDeviceMemory as error:
+            raise MemoryBudgetError(
+                f"tables of {left.nbytes} bytes a side do not fit the GPU, as all pairs by a "
+                "network want them to: use --device cpu"
+            ) from error
         free = int(_FREE_SHARE * self._runtime.free_memory())
         self._pairs_at_once = max(1, min(device_memory or free, free, 1 << 30) // 32)
         self.scorer = self._score_all  # type: ignore[assignment]
 
     def _score_all(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return the scores (m,) of pairs of row numbers (m,)."""
-        scores = np.empty(len(left), np.float32)
-        for first in range(0, len(left), self._pairs_at_once):
+        scores, first = np.empty(len(left), np.float32), 0
+        while first < len(left):
             here = slice(first, first + self._pairs_at_once)
-            self._score(left[here], right[here], scores[here])
+            try:
+                self._score(left[here], right[here], scores[here])
+                first += self._pairs_at_once
+            except OutOfDeviceMemory as error:
+                self._runtime.synchronize(self._stream)
+                if self._pairs_at_once == 1:
+                    raise MemoryBudgetError(
+                        "the GPU has no room for a single pair beside the tables: use --device cpu"
+                    ) from error
+                self._pairs_at_once //= 2
         return scores
 
     def _score(self, left: np.ndarray, right: np.ndarray, scores: np.ndarray) -> None:

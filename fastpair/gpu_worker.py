@@ -263,11 +263,12 @@ class Worker:
         self._load(0, 0)
 
     def _load(self, *blocks: int) -> None:
-        """Have a left and a right block of the tables on the device; nothing may be under way."""
+        """Have a left and a right block of the tables on the device."""
         from fastpair.kernels.gpu import DeviceTable
 
         if self._held == blocks:
             return
+        self._drain()  # a network goes with its table
         assert self._spaces is not None
         views: list[Any] = []
         for side, (number, space) in enumerate(zip(blocks, self._spaces, strict=True)):
@@ -279,6 +280,8 @@ class Worker:
                 self.runtime.upload(views[-1], block, self._work)
         self._table = None  # first: there may be no room for two networks
         self._table = DeviceTable(self.runtime, views[0], views[1], self.plan, self._work)
+        if self._table.network is not None:
+            self._table.network.scratch(self._work)  # now, where less memory can be met
         self.runtime.synchronize(self._work)
         self._held = blocks[0], blocks[1]
 
@@ -354,11 +357,18 @@ class Worker:
             def store(scores: np.ndarray, bad: int, start: int = start, stop: int = stop) -> None:
                 if bad < stop - start:
                     part.refuse(start + bad, self.counts)
+                    self._contradict(start + bad)
                 self._copy([(scores, part.scores[start:stop])])
                 if stop == part.stop:
                     part.succeed()
 
             self._launch(part.left[start:stop], part.right[start:stop], store, [part])
+
+    def _contradict(self, pair: int) -> None:
+        raise DeviceError(
+            f"gpu:{self.runtime.number} says that pair {pair} has a row number out of range, which "
+            "it has not: do not trust this GPU or its driver"
+        )
 
     def _score_sorted(self, parts: list[Part]) -> None:
         """Send pairs by the blocks of the tables that they need; wait for their scores."""
@@ -376,7 +386,6 @@ class Worker:
         order = np.argsort(cells, kind="stable")
         ends = np.flatnonzero(np.diff(cells[order])) + 1
         for places in np.split(order, ends):
-            self._drain()
             block = divmod(int(cells[places[0]]), across)
             self._load(*block)
             for start in range(0, len(places), self._size):
@@ -529,6 +538,7 @@ class Worker:
             self.runtime.download(there, task, self._work)
             self.runtime.synchronize(self._work)
             check_rows(there, count, side, first)
+        self._contradict(pair)
 
 
 def _copy_piece(source: np.ndarray, target: np.ndarray) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import functools
+import importlib
 import importlib.util
 import itertools
 import json
@@ -25,7 +26,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from fastpair.kernels import gpu, gpu_tiles
+from fastpair.kernels import gpu
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 """Devices: A100, H100 and H200, B200."""
@@ -83,8 +84,14 @@ class Nvrtc:
 
 
 def programs():
-    """Return every (file, options) that may be compiled; a file's kernels come together."""
-    variants = itertools.chain(gpu.variants(), gpu_tiles.variants())
+    """Return every (file, options) that may be compiled; a file's kernels come together.
+
+    They are what the function ``variants`` of each ``kernels/gpu*.py`` yields.
+    """
+    names = sorted(path.stem for path in Path(gpu.__file__).parent.glob("gpu*.py"))
+    modules = [importlib.import_module(f"fastpair.kernels.{name}") for name in names]
+    makers = [module.variants for module in modules if hasattr(module, "variants")]
+    variants = itertools.chain.from_iterable(maker() for maker in makers)
     return list(dict.fromkeys((file, options) for file, _, options in variants))
 
 

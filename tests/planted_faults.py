@@ -1,6 +1,6 @@
 """Plants faults into the kernels' sources, one at a time: each must make a test fail.
 
-    python tests/planted_faults.py [words of the names of faults]
+    python tests/planted_faults.py [--jobs N] [words of the names of faults]
 
 A fault is a small change that a slip of the hand could make. One that no test finds fails the
 script, and so does one that fits nowhere any more. Each runs the tests that ought to find it, until
@@ -9,7 +9,9 @@ the first that fails, in a process of its own on the sources as they would then 
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -18,6 +20,7 @@ from typing import NamedTuple
 
 import pytest
 import simulated_gpu
+import test_network  # noqa: F401  forked processes have it
 from hypothesis import Phase, settings
 
 from fastpair import agreement, gpu_matrix, matrix, scoring  # noqa: F401  forked processes have it
@@ -39,9 +42,9 @@ class Fault(NamedTuple):
     tests: str  # file::name, or file and words for pytest -k
 
 
-BITS = "test_gpu_kernels.py -k the_bits_are_those"
-HELD = "test_gpu_kernels.py -k rows_of_every_length"
-LINKED = "test_gpu_kernels.py -k every_link"
+PAIRS = "test_gpu_kernels.py -k every_link and identity"
+LINKED = "test_gpu_kernels.py -k every_link and float32"
+HELD = "test_gpu_kernels.py -k rows_of_every_length and float32 and None"
 RANGE = "test_gpu_kernels.py -k rows_out_of_range"
 INT8 = "test_gpu_kernels.py -k int8_sums"
 LARGE = "test_gpu_kernels.py -k beyond_2_gigabytes"
@@ -49,7 +52,11 @@ NETWORK = "test_gpu_kernels.py -k networks_have"
 TILES = "test_gpu_tiles.py -k values_are_those"
 BEST = "test_gpu_tiles.py -k best_are_kept"
 SORTED = "test_gpu_tiles.py -k power_of_two"
+HITS = "test_gpu_tiles.py -k hits_are_counted"
+PLACES = "test_gpu_tiles.py -k found_at_its_place"
 MATRIX = "test_gpu_matrix.py -k every_link_and_every_result"
+TIES = "test_gpu_matrix.py -k ties_go_to"
+WHOLE_ROWS = "test_gpu_matrix.py -k not_proven"
 
 FAULTS = [
     Fault(
@@ -57,7 +64,7 @@ FAULTS = [
         "pairs.cu",
         "for (int apart = FP_NATURAL / 2; apart > 0;",
         "for (int apart = FP_NATURAL / 2; apart > 1;",
-        BITS,
+        PAIRS + " and float32",
     ),
     Fault(
         "lanes added in another order",
@@ -65,49 +72,49 @@ FAULTS = [
         "  for (int width = FP_COLUMNS / 2; width > 0; width /= 2)\n#pragma unroll\n"
         "    for (int n = 0; n < width; ++n) lanes.sums[n] += lanes.sums[n + width];",
         "  for (int width = 1; width < FP_COLUMNS; ++width) lanes.sums[0] += lanes.sums[width];",
-        BITS,
+        PAIRS + " and float32",
     ),
     Fault(
         "the sign of a minus run forgotten",
         "pairs.cu",
         "lane = MINUS ? lane - term : lane + term;",
         "lane = lane + term;",
-        BITS,
+        PAIRS + " and float32",
     ),
     Fault(
         "a product rounded before it is added",
         "pairs.cu",
         "lane = fmaf(MINUS ? -l[n] : l[n], r[n], lane);",
         "lane = lane + (MINUS ? -l[n] : l[n]) * r[n];",
-        BITS,
+        PAIRS + " and float32",
     ),
     Fault(
         "a half not swapped",
         "pairs.cu",
         "load_columns(left + half, other_l);",
         "load_columns(left, other_l);",
-        BITS,
+        PAIRS + " and float32",
     ),
     Fault(
         "biases added last",
         "pairs.cu",
         "(constants.constant + bias) + weigh(lanes, constants, scales)",
         "constants.constant + (bias + weigh(lanes, constants, scales))",
-        BITS,
+        PAIRS + " and float32",
     ),
     Fault(
         "the low half of a word in the high number",
         "pairs.cu",
         "high = __uint_as_float(word & 0xffff0000u);",
         "high = __uint_as_float(word);",
-        BITS,
+        PAIRS + " and bfloat16",
     ),
     Fault(
         "a misaligned load",
         "pairs.cu",
         "const int own = lane % FP_NATURAL * 16;",
         "const int own = lane % FP_NATURAL * 8;",
-        BITS,
+        PAIRS + " and float32",
     ),
     Fault(
         "threads that leave before a shuffle",
@@ -121,14 +128,14 @@ FAULTS = [
         "pairs.cu",
         "if (lane != 0 || pair >= list.count) continue;",
         "if (lane != 0) continue;",
-        BITS,
+        PAIRS + " and float32",
     ),
     Fault(
         "the next pair of another group",
         "pairs.cu",
         "next = load_pair(left, right, pair + list.round_step, list)",
         "next = load_pair(left, right, pair + 1, list)",
-        BITS,
+        HELD,
     ),
     Fault(
         "one row too many allowed",
@@ -191,7 +198,7 @@ FAULTS = [
         "pairs.cu",
         "if (segment == 4) scale = scale * scale;",
         "",
-        BITS,
+        PAIRS + " and int8",
     ),
     Fault(
         "a root of a negative number",
@@ -212,7 +219,7 @@ FAULTS = [
         "device.cuh",
         "if (bytes == 4)",
         "if (bytes >= 4)",
-        BITS,
+        PAIRS + " and float32",
     ),
     Fault(
         "a tile filled while it is read",
@@ -313,6 +320,76 @@ FAULTS = [
         MATRIX,
     ),
     Fault(
+        "a fragment's registers in another order",
+        "tiles.cu",
+        "half + (n >> 1) * 4];",
+        "half + (n & 1) * 4];",
+        PLACES,
+    ),
+    Fault(
+        "a fragment's rows by the wrong lanes",
+        "tiles.cu",
+        "(i & 1) * 8 + ((threadIdx.x & 31) >> 2)",
+        "(i & 1) * 8 + (threadIdx.x & 3)",
+        PLACES,
+    ),
+    Fault(
+        "maxima taken for products",
+        "tiles.cu",
+        "if (first + row < count && word + four < products)",
+        "if (first + row < count)",
+        TILES,
+    ),
+    Fault(
+        "a triangle with its diagonal",
+        "tiles.cu",
+        "apart != 0 : apart > 0",
+        "apart != 0 : apart >= 0",
+        HITS,
+    ),
+    Fault(
+        "a tile left out of a triangle that begins within it",
+        "tiles.cu",
+        "return t.one_table == 2 && t.right_first + column + TILE - 1 <",
+        "return t.one_table == 2 && t.right_first + column <",
+        "test_gpu_matrix.py -k portions",
+    ),
+    Fault(
+        "a list with one place too many",
+        "tiles.cu",
+        "if (at >= list.capacity) return;",
+        "if (at > list.capacity) return;",
+        HITS,
+    ),
+    Fault(
+        "a row without room that says nothing",
+        "tiles.cu",
+        "  else atomicMax(overflow, 1u);",
+        "",
+        TIES,
+    ),
+    Fault(
+        "a partner offered as itself",
+        "tiles.cu",
+        "overflow, other, value, t.left_first + r);",
+        "overflow, other, value, t.right_first + c);",
+        TIES,
+    ),
+    Fault(
+        "an entity among its own best",
+        "select.cu",
+        "|| itself + chosen[row] == column) return;",
+        ") return;",
+        WHOLE_ROWS,
+    ),
+    Fault(
+        "candidates that are not forgotten",
+        "select.cu",
+        "if (row < rows) counts[row] = kept[row];",
+        "if (row + 1 < rows) counts[row] = kept[row];",
+        "test_gpu_tiles.py -k forgotten",
+    ),
+    Fault(
         "keys sorted the wrong way",
         "select.cu",
         "if (((n & run) == 0) == (x < y)) { keys[n] = y; keys[other] = x; }",
@@ -361,42 +438,54 @@ def fits(fault):
     return source.count(fault.before) == 1
 
 
-def run(fault):
-    """Run the tests of a fault in a process of its own; return whether one fails."""
+def start(fault):
+    """Run the tests of a fault in a process of its own; return its number."""
     child = os.fork()
-    if child == 0:
-        os.environ["HYPOTHESIS_PROFILE"] = "fault"
-        gpu.read_source = gpu_tiles.read_source = read_with(fault)
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        file, *words = fault.tests.split(" -k ")
-        choice = ["-k", words[0]] if words else []
-        quiet = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
-        os._exit(pytest.main([*quiet, *choice, str(TESTS / file)]))
-    limit = time.monotonic() + MOST_SECONDS
-    while time.monotonic() < limit:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            code = os.waitstatus_to_exitcode(status)
-            return code == 1 or code < 0  # a test failed, or the kernel crashed
-        time.sleep(0.1)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return True  # a kernel that never ends
+    if child:
+        return child
+    os.environ["HYPOTHESIS_PROFILE"] = "fault"
+    gpu.read_source = gpu_tiles.read_source = read_with(fault)
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    file, words = fault.tests.split(" -k ")
+    quiet = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
+    signal.alarm(MOST_SECONDS)  # a kernel may never end
+    os._exit(pytest.main([*quiet, "-k", words, str(TESTS / file)]))
+
+
+def run_all(faults, jobs):
+    """Yield (fault, whether a test failed or the process crashed), as they end."""
+    waiting, running = list(faults), {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            running[start(waiting[0])] = waiting.pop(0)
+        child, status = os.wait()
+        code = os.waitstatus_to_exitcode(status)
+        yield running.pop(child), code == pytest.ExitCode.TESTS_FAILED or code < 0
 
 
 def main():
-    chosen = [f for f in FAULTS if all(word in f.name for word in sys.argv[1:])]
-    wrong = 0
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("words", nargs="*")
+    options = parser.parse_args()
+    chosen = [fault for fault in FAULTS if all(word in fault.name for word in options.words)]
+    lost = [fault for fault in chosen if not fits(fault)]
+    for fault in lost:
+        print(f"fits nowhere: {fault.name}")
+    started, found = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder  # what is built here is of no use later
         simulated_gpu.compiled_header()
-        for fault in chosen:
-            started = time.monotonic()
-            what = "fits nowhere" if not fits(fault) else "found" if run(fault) else "NOT FOUND"
-            wrong += what != "found"
-            print(f"{what:12} {time.monotonic() - started:5.1f} s  {fault.name}", flush=True)
-    print(f"{len(chosen) - wrong} of {len(chosen)} faults were found")
-    sys.exit(bool(wrong))
+        for fault, failed in run_all([f for f in chosen if f not in lost], options.jobs):
+            found += failed
+            seconds = time.monotonic() - started
+            print(
+                f"{seconds:5.0f} s  {'found' if failed else 'NOT FOUND'}: {fault.name}", flush=True
+            )
+    print(f"{found} of {len(chosen)} faults were found")
+    sys.exit(found < len(chosen))
 
 
 if __name__ == "__main__":

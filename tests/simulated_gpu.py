@@ -229,6 +229,9 @@ class _Allocation:
         self.whole, self.guards = buffer, (buffer[:start], buffer[start + count :])
         self.bytes = buffer[start : start + count]
         self.bytes[:] = 0xFF
+        for guard in self.guards if SANITIZERS else ():  # reads of them are told, too
+            place, size = ctypes.c_void_p(guard.ctypes.data), ctypes.c_size_t(guard.nbytes)
+            ctypes.CDLL(None)["__asan_poison_memory_region"](place, size)
 
     def check(self):
         if any((guard != 0xA5).any() for guard in self.guards):

@@ -17,6 +17,7 @@ from fastpair import gpu_best, gpu_matrix, gpu_walk
 from fastpair.errors import ArgumentError, MemoryBudgetError
 from fastpair.gpu_matrix import GpuNetworkPairs, GpuPairs, all_pairs
 from fastpair.kernels import LINKS, PRECISIONS, Network, Plan, RowLayout, aligned_empty
+from fastpair.kernels.gpu import OutOfDeviceMemory
 from fastpair.kernels.gpu_tiles import FORMS
 from fastpair.matrix import AllPairs, NetworkPairs
 
@@ -342,6 +343,19 @@ def test_a_network_is_scored_on_the_device_and_reduced_alike():
     assert isinstance(pairs, GpuNetworkPairs)
     same_best(pairs, NetworkPairs(rows, None, plan, memory=SMALL), 4)
     same_hits(pairs, NetworkPairs(rows, None, plan, memory=SMALL), 0.5)
+    with pytest.raises(MemoryBudgetError, match="do not fit the GPU"):
+        all_pairs(rows, None, plan, runtimes=[SimulatedRuntime(memory=1000)], memory=SMALL)
+
+    def score(few, left, right, scores, original=GpuNetworkPairs._score):
+        if len(left) > 200:
+            raise OutOfDeviceMemory
+        original(few, left, right, scores)
+
+    with patch.object(GpuNetworkPairs, "_score", score):
+        few = all_pairs(rows, None, plan, runtimes=[SimulatedRuntime()], memory=SMALL)
+        few._pairs_at_once = 800
+        same_best(few, NetworkPairs(rows, None, plan, memory=SMALL), 4)
+    assert few._pairs_at_once == 200
 
 
 def test_the_form_is_as_coarse_as_the_scores_allow():

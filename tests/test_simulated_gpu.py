@@ -1,8 +1,12 @@
 """The simulated GPU: what it computes, and that it notices what a GPU would not forgive."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
-from simulated_gpu import SimulatedRuntime, SimulationError, needs_compiler
+from simulated_gpu import SANITIZERS, SimulatedRuntime, SimulationError, needs_compiler
 
 from fastpair.kernels.gpu import OutOfDeviceMemory
 
@@ -70,6 +74,7 @@ def test_a_missing_barrier_shows(order):
     assert result.tolist() != expected.tolist()
 
 
+@pytest.mark.skipif(bool(SANITIZERS), reason="a sanitizer ends the process at once")
 def test_a_write_past_the_end_shows():
     with pytest.raises(SimulationError, match="outside an array of 400 bytes"):
         run("out[threadIdx.x + 70] = 0;", np.zeros(100, np.float32))
@@ -252,6 +257,34 @@ def test_arguments_that_do_not_fit_the_kernel_are_refused(arguments, message):
     runtime = SimulatedRuntime()
     with pytest.raises(SimulationError, match=message):
         runtime.kernel(REVERSE, "reverse", ())((1,), (64,), arguments, runtime.stream())
+
+
+def test_a_sanitizer_sees_a_read_past_the_end():
+    libraries = [
+        subprocess.run(
+            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    if not all(os.path.isabs(path) for path in libraries):
+        pytest.skip("g++ has no sanitizers here")
+    environment = {
+        **os.environ,
+        "FASTPAIR_SANITIZE": "address,undefined",
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONPATH": os.path.dirname(__file__),
+    }
+    for place, seen in ((99, False), (100, True)):
+        script = (
+            "import numpy as np, test_simulated_gpu as t;"
+            f"t.run('out[0] = out[threadIdx.x ? 0 : {place}];', np.zeros(100, np.float32))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+        )
+        assert (done.returncode != 0) == seen, done.stderr
+        assert ("AddressSanitizer: use-after-poison" in done.stderr) == seen
 
 
 def test_the_host_cannot_read_a_device_array():
