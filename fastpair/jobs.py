@@ -668,7 +668,7 @@ def score(
     )
     identity = {
         "table": left.digest,
-        "right table": both.digest,
+        "right table": "the same" if right is None else right.digest,
         "pair file": file_fingerprint(pairs),
         "columns": f"{source.names[0]}, {source.names[1]}, {source.keys}",
         "unit": unit,
@@ -1024,9 +1024,10 @@ def matrix(
         shape=(len(left.rows), len(both.rows)),
         ids=left.ids,
         ids_right=None if right is None else right.ids,
+        distinct=right is not None,
         identity={
             "table": left.digest,
-            "right table": both.digest,
+            "right table": "the same" if right is None else right.digest,
             "kernels": _kernel_digest(),
             "device": "cpu",
         },
