@@ -44,7 +44,7 @@ def main() -> None:
     except BrokenPipeError:
         _stop_unheard()
     except SystemExit:
-        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # click's way to say the same
+        if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):  # click's way to say the same
             _stop_unheard()
         raise
     except FastpairError as error:
