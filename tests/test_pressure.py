@@ -44,9 +44,7 @@ OUTPUTS = {
     "s.h5": ["score", "t.h5", "p.h5"],
     "s.csv": ["score", "t.h5", "p.h5"],
     "s.parquet": ["score", "t.h5", "p.h5"],
-    "packed.h5": ["score", "t.h5", "p.h5", "--compression", "lzf"],
     "best.h5": ["matrix", "t.h5", "--top-k", "20"],
-    "best.csv": ["matrix", "t.h5", "--top-k", "20"],
     "above.npz": ["matrix", "t.h5", "--threshold", "0.4"],
     "all.npy": ["matrix", "t.h5", "--dense"],
 }
