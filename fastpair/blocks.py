@@ -197,7 +197,11 @@ class BlockFile:
                 elif begun is not None and begun.started and not overwrite:
                     refuse_unfinished(self.staging.partial, self.path)
                 else:
-                    self._create(told, kept)
+                    try:
+                        self._create(told, kept)
+                    except BaseException:
+                        self.staging.abandon()  # there is nothing yet to go on with
+                        raise
         except BaseException:
             self.close()
             raise

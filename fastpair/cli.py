@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.utils import PacifyFlushWrapper
 
 from fastpair.errors import FastpairError
 
@@ -45,7 +44,7 @@ def main() -> None:
     except BrokenPipeError:
         _stop_unheard()
     except SystemExit:
-        if isinstance(sys.stdout, PacifyFlushWrapper):  # click's way to say the same
+        if type(sys.stdout).__name__.endswith("PacifyFlushWrapper"):  # click's way to say the same
             _stop_unheard()
         raise
     except FastpairError as error:

@@ -686,7 +686,7 @@ def score(
     scorer = _pair_scorer(choice, left, right, threads, on_device, room)
     identity = {
         "table": left.digest,
-        "right table": both.digest,
+        "right table": "the same" if right is None else right.digest,
         "pair file": file_fingerprint(pairs),
         "columns": f"{source.names[0]}, {source.names[1]}, {source.keys}",
         "unit": unit,
@@ -1109,9 +1109,10 @@ def matrix(
         shape=(len(left.rows), len(both.rows)),
         ids=left.ids,
         ids_right=None if right is None else right.ids,
+        distinct=right is not None,
         identity={
             "table": left.digest,
-            "right table": both.digest,
+            "right table": "the same" if right is None else right.digest,
             "kernels": _kernel_digest(),
             "device": choice.kind if by_device else "any",
         },

@@ -45,7 +45,8 @@ class MatrixOutput:
     path : the file to make.
     form : "top-k", "threshold", "dense" or "histogram".
     shape : (N, N').
-    ids, ids_right : text that names rows and columns; None for `ids_right`: they are the rows.
+    ids, ids_right : text that names rows and columns, or None.
+    distinct : whether columns are those of another table; else `ids` name them as well.
     identity : what the run is made of, by name.
     attributes : attributes of an HDF5 file.
     compression : name of a filter for HDF5, or None.
@@ -57,6 +58,7 @@ class MatrixOutput:
     shape: tuple[int, int]
     ids: pa.Array | None
     ids_right: pa.Array | None
+    distinct: bool
     identity: Mapping[str, str]
     attributes: Mapping[str, Any]
     compression: str | None = None
@@ -105,7 +107,7 @@ class MatrixOutput:
 
     def _list(self, file: TopKWriter) -> None:
         """Write the k best as lines of left, right, score and rank (from 1)."""
-        right_ids = self.ids if self.ids_right is None else self.ids_right
+        right_ids = self.ids_right if self.distinct else self.ids
 
         def lines() -> Iterator[list[pa.Array]]:
             for number in range(file.blocks):

@@ -95,6 +95,8 @@ def _raw(
     """Rows as bytes, from their place or, in compressed chunks, through HDF5."""
     shape = (end - begin, *column.shape[1:])
     if place is None:
+        import hdf5plugin  # noqa: F401  registers the filters that `--compression` offers
+
         rows = np.zeros(shape, column.dtype)  # what pads a row stays zero
         if rows.size:
             column.read_direct(rows, np.s_[begin:end])

@@ -92,7 +92,6 @@ def threshold(path, run, **options):
 JOBS = {
     "scores.h5": score,
     "scores.csv": listed,
-    "scores.csv.gz": listed,
     "scores.parquet": listed,
     "dense.h5": appended(dense, np.float32),
     "best.h5": appended(top_k, np.int64, np.float32),

@@ -1,34 +1,37 @@
 """Real processes, killed at random moments: each resumes to the bytes of an undisturbed run.
 
-``make kill-check`` kills every output 25 times; the fast tests kill each once.
+``make kill-check`` kills every output 25 times; the fast tests kill each once. Processes are forks
+of this one, which has compiled the kernels, so that they are killed at work and not at their start.
 """
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import h5py
 import numpy as np
 import pytest
 
-KILLS = int(os.environ.get("FASTPAIR_KILLS", "1"))
-SIGNALS = (signal.SIGKILL, signal.SIGTERM)
-FASTPAIR = [sys.executable, "-c", "from fastpair.cli import main; main()"]
-PAIRS, ENTITIES = (4_500_000, 20_000) if KILLS == 1 else (12_000_000, 40_000)
-INPUTS = ["ids.h5", "p.h5", "t.h5"]
+from fastpair import jobs, results
+from fastpair.kernels import cpu, pairs, simd  # noqa: F401  the forks find them loaded
 
+KILLS = int(os.environ.get("FASTPAIR_KILLS", "1"))
+PAIRS, ENTITIES = 1_500_000, 12_000
+SIGNALS = (signal.SIGKILL, signal.SIGTERM)
+
+LISTED = {"table": "t.h5", "pairs": "p.h5"}
 JOBS = {
-    "s.h5": ["score", "t.h5", "p.h5"],
-    "packed.h5": ["score", "t.h5", "p.h5", "--compression", "gzip"],
-    "s.csv": ["score", "t.h5", "p.h5"],
-    "s.parquet": ["score", "t.h5", "p.h5"],
-    "best.h5": ["matrix", "t.h5", "--top-k", "10"],
-    "best.csv": ["matrix", "t.h5", "--top-k", "10"],
-    "above.h5": ["matrix", "t.h5", "--threshold", "0.35"],
-    "above.npz": ["matrix", "t.h5", "--threshold", "0.35"],
-    "dense.npy": ["matrix", "t.h5", "--dense", "--against", "few.h5"],
+    "s.h5": (jobs.score, LISTED),
+    "packed.h5": (jobs.score, {**LISTED, "compression": "gzip"}),
+    "kept.h5": (jobs.score, {**LISTED, "min_score": 0.1}),
+    "s.csv": (jobs.score, LISTED),
+    "s.csv.gz": (jobs.score, LISTED),
+    "s.parquet": (jobs.score, LISTED),
+    "best.h5": (jobs.matrix, {"table": "t.h5", "top_k": 10}),
+    "best.csv": (jobs.matrix, {"table": "t.h5", "top_k": 10}),
+    "above.h5": (jobs.matrix, {"table": "t.h5", "threshold": 0.35}),
+    "above.npz": (jobs.matrix, {"table": "t.h5", "threshold": 0.35}),
+    "dense.npy": (jobs.matrix, {"table": "t.h5", "dense": True, "against": "few.h5"}),
 }
 QUICK = ("s.h5", "s.csv", "s.parquet", "best.h5", "above.h5")
 
@@ -40,64 +43,73 @@ def folder(tmp_path_factory):
     with h5py.File(folder / "ids.h5", "w") as file:
         file["embeddings"] = rng.standard_normal((ENTITIES, 48), dtype=np.float32)
         file["ids"] = [f"entity {number}" for number in range(ENTITIES)]
-    with h5py.File(folder / "few.h5.in", "w") as file:
+    with h5py.File(folder / "others.h5", "w") as file:
         file["embeddings"] = rng.standard_normal((2000, 48), dtype=np.float32)
     with h5py.File(folder / "p.h5", "w") as file:
         file["pairs"] = rng.integers(0, ENTITIES, (PAIRS, 2), dtype=np.int32)
-    for source, table in (("ids.h5", "t.h5"), ("few.h5.in", "few.h5")):
-        command = [*FASTPAIR, "project", "cosine", source, "-o", table]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    jobs.project("cosine", folder / "ids.h5", folder / "t.h5")
+    jobs.project("cosine", folder / "others.h5", folder / "few.h5")
+    simd.prepare()
     return folder
 
 
-def command_of(name, *more):
-    return [*FASTPAIR, *JOBS[name], "-o", name, *more]
+def begin(name, folder, **options):
+    """Start a job in a process of its own; return its number.
+
+    Its exit code is 0 where the job was done, 2 where it had found work of an earlier process.
+    """
+    child = os.fork()
+    if child:
+        return child
+    try:
+        function, given = JOBS[name]
+        paths = {
+            key: folder / value if isinstance(value, str) and value.endswith(".h5") else value
+            for key, value in given.items()
+        }
+        results.SCORE_BLOCK = jobs.SCORE_BLOCK = 1 << 16
+        summary = function(output=folder / name, **paths, **options)
+        os._exit(2 if summary["resumed_from"] else 0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(1)
 
 
-def begin(name, folder, *more):
-    """Start a job; return the process and when its first bytes were staged."""
-    process = subprocess.Popen(
-        command_of(name, *more), cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    while not (folder / f"{name}.partial").exists() and process.poll() is None:
-        time.sleep(0.001)
-    return process, time.monotonic()
+def code_of(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize("name", JOBS if KILLS > 1 else QUICK)
 def test_killed_runs_resume_to_the_same_bytes(folder, name):
     rng = np.random.default_rng(sorted(JOBS).index(name))
-    begin(name, folder)[0].wait()  # compiled now
-    (folder / name).unlink()
-    process, begun = begin(name, folder)
-    process.wait()
-    took = time.monotonic() - begun
+    for _ in range(2):  # the second time nothing is compiled
+        (folder / name).unlink(missing_ok=True)
+        begun = time.monotonic()
+        assert code_of(begin(name, folder)) == 0
+        took = time.monotonic() - begun
     expected = (folder / name).read_bytes()
     before = set(os.listdir(folder))
-    kills = resumed = 0
+    kills = found = 0
     while kills < KILLS:
         (folder / name).unlink()
-        process, _ = begin(name, folder)
-        while True:  # a resumed run may be killed as well
+        child = begin(name, folder)
+        while True:
             time.sleep(rng.random() * took)
-            process.send_signal(SIGNALS[int(rng.integers(len(SIGNALS)))])
-            if process.wait() != 0:
-                kills += 1
+            os.kill(child, SIGNALS[int(rng.integers(len(SIGNALS)))])
+            kills += code_of(child) < 0
             if (folder / name).exists():
-                assert (folder / name).read_bytes() == expected
                 (folder / f"{name}.partial").unlink(missing_ok=True)  # killed between the two
                 break
-            if rng.random() < 0.5:
-                done = subprocess.run(
-                    command_of(name, "--resume", "--json"),
-                    cwd=folder,
-                    capture_output=True,
-                    text=True,
-                )
-                assert done.returncode == 0, done.stderr
-                resumed += '"resumed_from": 0' not in done.stdout
+            if rng.random() < 0.7:
+                code = code_of(begin(name, folder, resume=True))
+                assert code in (0, 2)
+                found += code == 2
                 break
-            process, _ = begin(name, folder, "--resume")
+            child = begin(name, folder, resume=True)  # to be killed as well
         assert (folder / name).read_bytes() == expected
         assert set(os.listdir(folder)) == before
-    print(f"{name}: {kills} kills, {resumed} resumed runs found work that was done")
+    (folder / name).unlink()
+    print(f"{name}: {kills} kills, {found} resumed runs found work that was done")

@@ -44,10 +44,8 @@ OUTPUTS = {
     "s.h5": ["score", "t.h5", "p.h5"],
     "s.csv": ["score", "t.h5", "p.h5"],
     "s.parquet": ["score", "t.h5", "p.h5"],
-    "packed.h5": ["score", "t.h5", "p.h5", "--compression", "lzf"],
     "best.h5": ["matrix", "t.h5", "--top-k", "20"],
-    "best.csv": ["matrix", "t.h5", "--top-k", "20"],
-    "above.npz": ["matrix", "t.h5", "--threshold", "0.2"],
+    "above.npz": ["matrix", "t.h5", "--threshold", "0.4"],
     "all.npy": ["matrix", "t.h5", "--dense"],
 }
 
@@ -169,7 +167,7 @@ MEMORY = {
     "CSV of ids": ["score", "t.h5", "p.csv"],
     "into CSV": ["score", "t.h5", "p.csv"],
     "top-k": ["matrix", "t.h5", "--top-k", "50"],
-    "threshold": ["matrix", "t.h5", "--threshold", "0.2"],
+    "threshold": ["matrix", "t.h5", "--threshold", "0.3"],
 }
 
 
