@@ -24,7 +24,6 @@ from fastpair.hdf5 import (
     LONGEST_FIXED_ID,
     READING_ERRORS,
     WRITTEN,
-    Hdf5Arrays,
     Output,
     allocate,
     expect_kind,
@@ -33,6 +32,7 @@ from fastpair.hdf5 import (
     read_text,
     write_text,
 )
+from fastpair.hdf5_arrays import LEAVE, Hdf5Arrays
 from fastpair.ids import check_ids, fixed_length, text_parts
 from fastpair.kernels import SEGMENTS, Network, Plan, RowLayout
 from fastpair.staging import PARTIAL, WRITING, read_at, write_at, writing
@@ -490,7 +490,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     with open_hdf5(path, locking=False) as file:
-        datasets = Hdf5Arrays(path).entries
+        datasets = Hdf5Arrays(path, LEAVE).entries
         result: dict[str, Any] = {
             "path": str(path),
             "kind": fastpair_kind(file, path),

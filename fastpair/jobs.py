@@ -26,7 +26,7 @@ from fastpair.export import convert as convert_file
 from fastpair.files import Table, TableWriter, describe, read_model, read_table, write_model
 from fastpair.folding import Folder
 from fastpair.formats import Arrays, open_format
-from fastpair.hdf5 import Hdf5Arrays
+from fastpair.hdf5_arrays import Hdf5Arrays
 from fastpair.ingest import EmbeddingSource, open_embeddings
 from fastpair.model import BUILTINS, Model, builtin, sigmoid
 from fastpair.pairs import PairBlock, PairSource, open_pairs, open_raw_pairs

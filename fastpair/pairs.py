@@ -6,6 +6,7 @@ without a header.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -17,12 +18,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastpair.backend import in_order
-from fastpair.columns import LABEL_WORDS, find_columns, has_usual_names, parse_labels
-from fastpair.errors import ArgumentError, DataError
+from fastpair.columns import (
+    LABEL_WORDS,
+    find_columns,
+    has_usual_names,
+    pair_candidates,
+    parse_labels,
+)
+from fastpair.errors import ArgumentError, DataError, FileError
 from fastpair.formats import (
+    AS_FOUND,
     BATCH_ROWS,
     Arrays,
     Columns,
+    ReadOptions,
     TextColumns,
     arrays_listed,
     is_number,
@@ -41,11 +50,14 @@ ARRAY_TEXTS = 1 << 16
 KEY_BYTES = 1 << 22
 """Bytes of keys that a thread turns into rows together; it needs a few times as much for that."""
 
+SIDE_ARRAYS = (("left", "right"), ("lhs", "rhs"))
+"""Usual names of two arrays that hold the keys of the two sides."""
+
 MOST_READERS = 8
 """Threads that read and look up keys; more would take memory and find nothing to do."""
 
-Known = Callable[[str, str], bool]
-"""Whether two keys are ids of the left and of the right table."""
+Known = Callable[[str, str], int]
+"""How many of two keys are ids of the left and of the right table."""
 
 
 class ReadBatches(Protocol):
@@ -91,6 +103,7 @@ class RawPairs:
     integers : whether both keys are stored as integers, which are rows unless ids say other.
     read : gives batches of left, right, perhaps label, then further columns from a row on.
     together : pairs of the largest batch that `read` gives, or about so many.
+    assumed : what was taken for granted while the file was opened; empty if nothing.
     """
 
     path: Path
@@ -101,6 +114,7 @@ class RawPairs:
     integers: bool
     read: ReadBatches
     together: int
+    assumed: str = ""
 
 
 class PairSource:
@@ -157,13 +171,21 @@ class PairSource:
         threads = min(threads, MOST_READERS)
         pieces = _pieces(self._raw.read(start, threads), start, size)
         parts: list[PairBlock] = []
-        waiting = 0
+        waiting, left = 0, max(0, self.count - start)
         for part in in_order(lambda piece: self._block(*piece, keep_keys), pieces, threads):
             parts.append(part)
             waiting += len(part.left)
+            left -= len(part.left)
+            if left < 0:
+                break
             if waiting == size:
                 yield _one_block(parts)
                 parts, waiting = [], 0
+        if left:
+            raise FileError(
+                f"{self.path} does not hold the {self.count} pairs that it should; it is damaged, "
+                "or changed while it was read."
+            )
         if parts:
             yield _one_block(parts)
 
@@ -190,7 +212,7 @@ class PairSource:
         left, right = self._rows(batch.column(0), batch.column(1), start)
         label = None
         if self.has_labels:
-            label = parse_labels(batch.column(2), str(self.path), start)
+            label = parse_labels(batch.column(2), str(self.path), start, self._raw.label or "label")
             if self._signed:
                 label = (label + 1) / 2
         kept = (batch.column(0), batch.column(1)) if keep_keys else (None, None)
@@ -382,12 +404,13 @@ def open_pairs(
     signed_labels: bool = True,
     dataset: str | None = None,
     extra: Sequence[str] = (),
+    options: ReadOptions = AS_FOUND,
 ) -> PairSource:
     """Open pairs in any accepted format.
 
     Parameters
     ----------
-    path : CSV, TSV (also .gz), Parquet, .npy, .npz or HDF5.
+    path : a file of any format in docs/formats.md.
     ids, count : ids (unique text, or None) and number of rows of the left table.
     right_ids, right_count : of the right table, default the same table.
     left_column, right_column, label_column : names of columns, default found by their usual names.
@@ -396,6 +419,7 @@ def open_pairs(
     signed_labels : whether labels that are all -1 or 1 become 0 and 1, default True.
     dataset : name of the (M, 2) array in HDF5 or .npz, default `pairs` or the only one.
     extra : names of further columns (or arrays) that blocks carry, default none.
+    options : what the file does not say itself.
 
     Returns
     -------
@@ -413,10 +437,6 @@ def open_pairs(
     left_table = (ids, count)
     right_table = left_table if right_count is None else (right_ids, right_count)
 
-    def known(left: str, right: str) -> bool:
-        both = ((left_table[0], left), (right_table[0], right))
-        return all(table is not None and pc.index(table, key).as_py() >= 0 for table, key in both)
-
     raw = open_raw_pairs(
         path,
         left_column,
@@ -425,11 +445,23 @@ def open_pairs(
         want_labels=want_labels,
         dataset=dataset,
         extra=extra,
-        known=known,
+        known=known_ids(left_table[0], right_table[0]),
+        options=options,
     )
     meaning, assumed = _meaning(raw, keys, left_table[0], right_table[0])
+    assumed = "; ".join(filter(None, [raw.assumed, assumed]))
     signed = signed_labels and raw.has_labels and _signed_labels(raw)
     return PairSource(raw, meaning, assumed, (left_table, right_table), signed)
+
+
+def known_ids(ids: pa.Array | None, right_ids: pa.Array | None) -> Known:
+    """What counts how many of a left and a right key are ids of their tables."""
+
+    def known(left: str, right: str) -> int:
+        both = ((ids, left), (right_ids, right))
+        return sum(table is not None and pc.index(table, key).as_py() >= 0 for table, key in both)
+
+    return known
 
 
 def open_raw_pairs(
@@ -442,15 +474,17 @@ def open_raw_pairs(
     dataset: str | None = None,
     extra: Sequence[str] = (),
     known: Known | None = None,
+    options: ReadOptions = AS_FOUND,
 ) -> RawPairs:
     """Keys and labels of a pair file as they are; `known` tells a header from a first pair."""
-    file = open_format(path)
+    file = open_format(path, options, pairs=True)
     if isinstance(file, Arrays):
         raw = _array_pairs(file, dataset, (left, right, label), want_labels, extra)
     elif dataset is not None:
         raise ArgumentError(f"--dataset {dataset} has no meaning for the table of columns {path}.")
     else:
-        raw = _column_pairs(file, (left, right, label), want_labels, extra, known)
+        asked = (left, right, label)
+        raw = _column_pairs(file, asked, want_labels, extra, known, options.header)
     if not raw.count:
         raise DataError(f"{path} holds no pairs; give a file that has some.")
     return raw
@@ -484,7 +518,7 @@ def _signed_labels(raw: RawPairs) -> bool:
     """Whether all labels are -1 or 1 and some are -1; reads the labels once, and so checks them."""
     start, negative, others = 0, False, False
     for batch in raw.read(0):
-        labels = parse_labels(batch.column(2), str(raw.path), start)
+        labels = parse_labels(batch.column(2), str(raw.path), start, raw.label or "label")
         negative |= bool((labels == -1).any())
         others |= bool((np.abs(labels) != 1).any())
         start += batch.num_rows
@@ -497,10 +531,14 @@ def _column_pairs(
     want_labels: bool,
     extra: Sequence[str],
     known: Known | None,
+    header: bool | None,
 ) -> RawPairs:
-    unnamed = asked == (None, None, None)
-    if isinstance(file, TextColumns) and unnamed and _is_pair(file.first, known):
-        file.without_header(("left", "right", "label")[: len(file.first)])
+    assumed = ""
+    if isinstance(file, TextColumns):
+        if header is None:
+            header, assumed = _has_header(file, asked, known)
+        if not header:
+            file.without_header(("left", "right", "label")[: len(file.first)])
     left, right, label = find_columns(str(file.path), file.names, *asked, want_labels=want_labels)
     columns = [left, right] + ([label] if want_labels and label is not None else [])
     for name in extra:
@@ -524,18 +562,48 @@ def _column_pairs(
         integers=all(pa.types.is_integer(file.type_of(name)) for name in (left, right)),
         read=batches,
         together=BATCH_ROWS,
+        assumed=assumed,
     )
 
 
-def _is_pair(first: Sequence[str], known: Known | None) -> bool:
-    """Whether a first line is no header but a pair, of row numbers or of known ids."""
-    if len(first) not in (2, 3):
-        return False
-    if all(map(is_number, first)):
-        return True
-    if known is None or has_usual_names(first) or not known(first[0], first[1]):
-        return False
-    return len(first) == 2 or is_number(first[2]) or first[2].strip().lower() in LABEL_WORDS
+def _has_header(
+    file: TextColumns, asked: tuple[str | None, str | None, str | None], known: Known | None
+) -> tuple[bool, str]:
+    """Whether a first line is a header, and a sentence on that where it is not plain.
+
+    Raises
+    ------
+    DataError
+        It may be a header as well as a pair.
+    """
+    first = file.first
+    if asked != (None, None, None):
+        return True, ""
+    if len(first) in (2, 3) and all(map(is_number, first)):
+        return False, ""
+    if has_usual_names(first) or len(first) not in (2, 3):
+        return True, ""
+    if len(first) == 3 and not (is_number(first[2]) or first[2].strip().lower() in LABEL_WORDS):
+        return True, ""  # no label, so the name of one
+    shown = " and ".join(map(repr, first[:2]))
+    matches = None if known is None else known(first[0], first[1])
+    if matches == 2:
+        return False, f"the first line is a pair, because {shown} are known ids"
+    cut = len(file.second) == len(first)
+    if not matches and cut and all(map(is_number, file.second)):
+        return True, ""  # words above numbers
+    alike = cut and any(map(_alike, first, file.second))
+    if matches == 0 or (matches is None and pair_candidates(first) and not alike):
+        return True, f"the first line, {shown}, was taken for a header (--no-header says other)"
+    raise DataError(
+        f"{file.path} begins with {shown}, which may be names of columns or a first pair; say "
+        "--header or --no-header."
+    )
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two texts differ in nothing but their digits."""
+    return re.sub(r"[0-9]+", "0", one) == re.sub(r"[0-9]+", "0", other)
 
 
 def _array_pairs(
@@ -545,9 +613,13 @@ def _array_pairs(
     want_labels: bool,
     extra: Sequence[str],
 ) -> RawPairs:
-    left, right = asked[0] or "left", asked[1] or "right"
-    if dataset is None and left in file.entries and right in file.entries:
-        sources: list[tuple[str, int | None]] = [(left, None), (right, None)]
+    if dataset is None and _is_neighbours(file):
+        return _neighbour_pairs(file, want_labels, extra)
+    sides = _side_arrays(file, asked[:2]) if dataset is None else None
+    sources: list[tuple[str, int | None]]
+    if sides is not None:
+        left, right = sides
+        sources = [(left, None), (right, None)]
     else:
         name = _pair_array(file, dataset)
         sources = [(name, 0), (name, 1)]
@@ -583,10 +655,69 @@ def _array_pairs(
                 arrays += [_arrow(parts[name], None) for name in [*names[2:], *extra]]
                 return pa.RecordBatch.from_arrays(arrays, [str(n) for n in range(len(arrays))])
 
-            yield from in_order(batch, pairwise([start, *ends]), threads)
+            yield from in_order(batch, pairwise([start, *ends]), threads if file.in_threads else 1)
 
     return RawPairs(
         file.path, (left, right), count, label, len(names) == 3, integers, read, together
+    )
+
+
+def _side_arrays(file: Arrays, asked: tuple[str | None, str | None]) -> tuple[str, str] | None:
+    """The arrays of left and of right keys, None if the file has no such two."""
+    if asked != (None, None):
+        missing = [name for name in asked if name is None or name not in file.entries]
+        if missing:
+            raise DataError(
+                f"{file.path} holds no array {missing[0]!r}; it holds {arrays_listed(file)}."
+            )
+        found = [(str(asked[0]), str(asked[1]))]
+    else:
+        found = [couple for couple in SIDE_ARRAYS if set(couple) <= file.entries.keys()]
+    if not found:
+        return None
+    for name in found[0]:
+        shape, dtype = file.entries[name]
+        if len(shape) != 1 or not is_key(dtype):
+            raise DataError(
+                f"{file.path}: {name!r} has shape {shape} and type {dtype}, but one side of pairs "
+                "is integers or text, (pairs,)."
+            )
+    return found[0]
+
+
+def _is_neighbours(file: Arrays) -> bool:
+    """Whether a file holds nearest neighbours as ann-benchmarks keeps them."""
+    shape, dtype = file.entries.get("neighbors", ((), "text"))
+    return "pairs" not in file.entries and len(shape) == 2 and not isinstance(dtype, str)
+
+
+def _neighbour_pairs(file: Arrays, want_labels: bool, extra: Sequence[str]) -> RawPairs:
+    """Pairs of each row of `neighbors` (a row of `test`) with what stands in it (rows of `train`).
+
+    They are numbered row by row; `distances`, which are there for one measure, are no labels.
+    """
+    (queries, width), dtype = file.entries["neighbors"]
+    if not is_key(dtype) or want_labels or extra:
+        raise DataError(
+            f"{file.path} holds neighbours of type {dtype} without labels; labelled pairs of "
+            "integers are needed here."
+        )
+    together = max(1, ARRAY_PAIRS // max(1, width))
+
+    def read(start: int, threads: int = 1) -> Iterator[pa.RecordBatch]:
+        with reading(file.path), file.opened() as read_rows:
+            for first in range(start // max(1, width), queries, together):
+                last = min(first + together, queries)
+                right = np.asarray(read_rows("neighbors", first, last))
+                left = np.repeat(np.arange(first, last), width)
+                skipped = max(0, start - first * width)
+                arrays = [_arrow(keys.reshape(-1)[skipped:], None) for keys in (left, right)]
+                yield pa.RecordBatch.from_arrays(arrays, ["0", "1"])
+
+    assumed = "pairs are each query (a row of 'test') with its neighbours (rows of 'train')"
+    pairs = queries * width
+    return RawPairs(
+        file.path, ("left", "right"), pairs, None, False, True, read, together * width, assumed
     )
 
 
@@ -618,7 +749,7 @@ def _pair_array(file: Arrays, dataset: str | None) -> str:
         )
     shape, dtype = entries[names[0]]
     if len(shape) != 2 or shape[1] != 2:
-        hint = "; turn it with .T" if len(shape) == 2 and shape[0] == 2 else ""
+        hint = "; transpose it, turn it with .T" if len(shape) == 2 and shape[0] == 2 else ""
         raise DataError(
             f"{file.path}: {names[0]!r} has shape {shape}, but pairs have shape (pairs, 2){hint}."
         )

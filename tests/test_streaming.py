@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fastpair import chunks
 from fastpair.errors import DataError, FileError
-from fastpair.hdf5 import Hdf5Arrays
+from fastpair.hdf5_arrays import Hdf5Arrays
 from fastpair.ids import RowsOfIds, text_parts
 from fastpair.kernels import lookup
 from fastpair.pairs import open_pairs
