@@ -25,22 +25,12 @@ from fastpair.arrays import (
     SizeFirstMatrix,
     is_safetensors,
 )
-from fastpair.columnar import BATCH_ROWS, ArrowColumns, ParquetColumns
+from fastpair.columnar import ArrowColumns, ParquetColumns
 from fastpair.errors import FileError
 from fastpair.hdf5 import check_readable, reading
 from fastpair.hdf5_arrays import FOLLOW, REFUSE, Hdf5Arrays, ReadRows
 from fastpair.text import TextColumns
 from fastpair.word_vectors import WordVectors, find_layout
-
-__all__ = [
-    "AS_FOUND",
-    "BATCH_ROWS",
-    "Arrays",
-    "Columns",
-    "ReadOptions",
-    "TextColumns",
-    "open_format",
-]
 
 
 @dataclass(frozen=True)

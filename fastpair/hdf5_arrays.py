@@ -93,7 +93,10 @@ class Hdf5Arrays:
             other = _external_on_the_way(file, group, link.path)
             if other is not None and not self._may_leave(name, f"a link to {other}"):
                 return None
-            return group.get(key)
+            try:
+                return group[key]
+            except (KeyError, OSError, RuntimeError):
+                return None  # it leads nowhere, or in a circle
         return group[key]
 
     def _is_inside(self, dataset: h5py.Dataset, name: str) -> bool:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastpair.backend import in_order
+from fastpair.columnar import BATCH_ROWS
 from fastpair.columns import (
     LABEL_WORDS,
     find_columns,
@@ -28,7 +29,6 @@ from fastpair.columns import (
 from fastpair.errors import ArgumentError, DataError, FileError
 from fastpair.formats import (
     AS_FOUND,
-    BATCH_ROWS,
     Arrays,
     Columns,
     ReadOptions,
@@ -581,12 +581,15 @@ def _has_header(
         return True, ""
     if len(first) in (2, 3) and all(map(is_number, first)):
         return False, ""
-    if has_usual_names(first) or len(first) not in (2, 3):
+    if len(first) not in (2, 3):
         return True, ""
-    if len(first) == 3 and not (is_number(first[2]) or first[2].strip().lower() in LABEL_WORDS):
-        return True, ""  # no label, so the name of one
     shown = " and ".join(map(repr, first[:2]))
     matches = None if known is None else known(first[0], first[1])
+    taken = f"the first line, {shown}, was taken for a header (--no-header says other)"
+    if has_usual_names(first):
+        return True, taken if matches == 2 else ""
+    if len(first) == 3 and not (is_number(first[2]) or first[2].strip().lower() in LABEL_WORDS):
+        return True, ""  # no label, so the name of one
     if matches == 2:
         return False, f"the first line is a pair, because {shown} are known ids"
     cut = len(file.second) == len(first)
@@ -594,7 +597,7 @@ def _has_header(
         return True, ""  # words above numbers
     alike = cut and any(map(_alike, first, file.second))
     if matches == 0 or (matches is None and pair_candidates(first) and not alike):
-        return True, f"the first line, {shown}, was taken for a header (--no-header says other)"
+        return True, taken
     raise DataError(
         f"{file.path} begins with {shown}, which may be names of columns or a first pair; say "
         "--header or --no-header."
