@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from fastpair.backend import memory_budget
-from fastpair.errors import DataError, FileError
+from fastpair.errors import DataError, FastpairError, FileError
 from fastpair.hdf5 import reading
 from fastpair.hdf5_arrays import MOST_TEXT_BYTES, ReadRows
 from fastpair.ids import text_from_numpy
@@ -118,7 +118,11 @@ def _numpy_errors(path: Path) -> Iterator[None]:
                 f"{path} holds pickled Python objects, which are never loaded; "
                 "save plain numbers or text with numpy.save instead."
             ) from error
-        except (zipfile.BadZipFile, NotImplementedError, SyntaxError, ArithmeticError) as error:
+        except FastpairError:
+            raise
+        except (
+            Exception
+        ) as error:  # the header is parsed as Python's literals, which fail in many ways
             raise OSError(str(error)) from error
 
 

@@ -48,6 +48,11 @@ class ReadOptions:
     header: bool | None = None
     follow_links: bool = False
 
+    @property
+    def of_links(self) -> ReadOptions:
+        """What of it concerns embeddings where the rest is meant for pairs."""
+        return ReadOptions(follow_links=self.follow_links)
+
 
 AS_FOUND = ReadOptions()
 """Nothing is said: all is found by looking."""

@@ -18,6 +18,7 @@ import pyarrow as pa
 from fastpair.chunks import ChunkReader, inflates, rows_together
 from fastpair.errors import DataError, FileError
 from fastpair.hdf5 import READING_ERRORS, check_readable, fastpair_kind, open_hdf5, read_text
+from fastpair.heaps import check_heaps
 
 ReadRows = Callable[[str, int, int], np.ndarray | pa.Array]
 """Gives rows of an array by its name, from one row to another."""
@@ -146,6 +147,8 @@ class Hdf5Arrays:
         if dataset.chunks and dataset.id.get_create_plist().get_nfilters():
             import hdf5plugin  # noqa: F401  registers the compressions of other writers
         if h5py.check_string_dtype(dataset.dtype) is not None and dataset.ndim == 1:
+            if h5py.check_string_dtype(dataset.dtype).length is None:
+                check_heaps(dataset, descriptor)
             return lambda start, stop: read_text(dataset, start, stop)
         if inflates(dataset) and dataset.file.filename == str(self.path):
             return ChunkReader(dataset, descriptor).read

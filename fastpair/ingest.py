@@ -69,7 +69,8 @@ class EmbeddingSource:
     ----------
     path : the file.
     shape : (N, n).
-    dtype : float32, or float64 where the file holds that; smaller numbers are widened to float32.
+    dtype : float32, or float64 where the file holds that or integers of 4 bytes or more; smaller
+        numbers are widened to float32.
     ids : text, (N,), or None.
     assumed : a sentence on what was taken for numbers and for ids.
     """
@@ -211,7 +212,9 @@ def open_embeddings(
 
 
 def _smallest_float(kinds: Iterable[Any]) -> np.dtype:
-    wide = any(np.dtype(kind) == np.float64 for kind in kinds)
+    # float32 holds integers of 24 bits
+    sizes = [(np.dtype(kind).kind in "iu", np.dtype(kind).itemsize) for kind in kinds]
+    wide = any(size > (2 if whole else 4) for whole, size in sizes)
     return np.dtype(np.float64 if wide else np.float32)
 
 

@@ -25,11 +25,11 @@ from fastpair.export import FeatureBlock, export_format, write_features, write_s
 from fastpair.export import convert as convert_file
 from fastpair.files import Table, TableWriter, describe, read_model, read_table, write_model
 from fastpair.folding import Folder
-from fastpair.formats import Arrays, open_format
+from fastpair.formats import AS_FOUND, Arrays, ReadOptions, open_format
 from fastpair.hdf5_arrays import Hdf5Arrays
 from fastpair.ingest import EmbeddingSource, open_embeddings
 from fastpair.model import BUILTINS, Model, builtin, sigmoid
-from fastpair.pairs import PairBlock, PairSource, open_pairs, open_raw_pairs
+from fastpair.pairs import PairBlock, PairSource, known_ids, open_pairs, open_raw_pairs
 from fastpair.results import (
     SCORE_BLOCK,
     DenseWriter,
@@ -40,6 +40,7 @@ from fastpair.results import (
     write_histogram,
 )
 from fastpair.scoring import PairScorer, distance_form, meet
+from fastpair.spooling import is_stream, received
 from fastpair.staging import check_output, writing
 
 Summary = dict[str, Any]
@@ -80,6 +81,7 @@ def convert(
     left_column: str | None = None,
     right_column: str | None = None,
     label_column: str | None = None,
+    reading: ReadOptions = AS_FOUND,
     overwrite: bool = False,
 ) -> Summary:
     """Bring embeddings or pairs of any accepted format into HDF5, ids kept as they are.
@@ -87,8 +89,10 @@ def convert(
     Parameters
     ----------
     kind : "embeddings" or "pairs"; default: by content.
+    reading : what the source does not say itself.
     """
     _expect_hdf5(output)
+    source = received(source)
     written = convert_file(
         source,
         output,
@@ -97,6 +101,7 @@ def convert(
         left=left_column,
         right=right_column,
         label=label_column,
+        options=reading,
         overwrite=overwrite,
     )
     found = describe(output)
@@ -122,6 +127,7 @@ def train(
     weight_column: str | None = None,
     keys: str = "auto",
     dataset: str | None = None,
+    reading: ReadOptions = AS_FOUND,
     resume: bool = False,
     log: Path | None = None,
     overwrite: bool = False,
@@ -137,6 +143,7 @@ def train(
     good : a label of at least this is a good pair.
     graded : labels are grades and the grade itself is learned.
     weight_column : column of `pairs` that says how much each of them counts.
+    reading : what the pair files do not say themselves; of the embeddings `follow_links` alone.
     resume : go on from where an interrupted training of the same output stopped.
     log : file for one line of JSON an epoch.
     on_estimate : called with about how many seconds learning will take.
@@ -159,13 +166,15 @@ def train(
         if Path(log).resolve() == Path(output).resolve():
             raise ArgumentError(f"--log and --output are both {output}: give the log its own name")
     begun = time.perf_counter()
-    source = open_embeddings(embeddings, dataset=dataset)
+    embeddings, pairs = received(embeddings), received(pairs)
+    source = open_embeddings(embeddings, dataset=dataset, options=reading.of_links)
     columns: Summary = {
         "left_column": left_column,
         "right_column": right_column,
         "label_column": label_column,
         "keys": keys,
         "signed_labels": good is None and not graded,
+        "options": reading,
     }
     sampled = settings.get("loss") == "sampled"
     given = _pairs_to_learn(pairs, source, weight_column, sampled, columns)
@@ -257,7 +266,7 @@ def _pairs_to_learn(
     labels are good.
     """
     extra = [] if weight_column is None else [weight_column]
-    has_labels = not good_alone or _has_labels(path, columns)
+    has_labels = not good_alone or _has_labels(path, source, columns)
     pairs = open_pairs(
         path,
         ids=source.ids,
@@ -282,9 +291,11 @@ def _pairs_to_learn(
     return left, right, labels, weights, pairs.assumed
 
 
-def _has_labels(path: Path, columns: dict[str, Any]) -> bool:
+def _has_labels(path: Path, source: EmbeddingSource, columns: dict[str, Any]) -> bool:
     names = (columns["left_column"], columns["right_column"], columns["label_column"])
-    return open_raw_pairs(path, *names).label is not None
+    known = known_ids(source.ids, source.ids)
+    raw = open_raw_pairs(path, *names, known=known, options=columns["options"])
+    return raw.label is not None
 
 
 def _numbers(values: Any, column: str | None, path: Path) -> np.ndarray:
@@ -336,6 +347,7 @@ def evaluate(
     label_column: str | None = None,
     keys: str = "auto",
     dataset: str | None = None,
+    reading: ReadOptions = AS_FOUND,
     threads: int | None = None,
 ) -> Summary:
     """Measure a model on labelled pairs, through the fold and the kernels that also score.
@@ -350,6 +362,7 @@ def evaluate(
     bootstrap : draws for the intervals, 0: none.
     properties : measure symmetry, reflexivity and transitivity too, under ``properties``.
     seed : of the bootstrap and of samples.
+    reading : what the pair files do not say themselves; of the embeddings `follow_links` alone.
 
     Returns
     -------
@@ -361,9 +374,11 @@ def evaluate(
 
     begun = time.perf_counter()
     similarity = load_model(model)
-    source = open_embeddings(embeddings, dataset=dataset)
+    embeddings, pairs = received(embeddings), received(pairs)
+    source = open_embeddings(embeddings, dataset=dataset, options=reading.of_links)
     similarity.check_embeddings(source.shape[1])
     columns: Summary = {"left_column": left_column, "right_column": right_column, "keys": keys}
+    columns["options"] = reading
     signed = good is None and not graded
     left, right, labels, extra, assumed = _labelled_and_more(
         pairs, source, by, label_column=label_column, signed_labels=signed, **columns
@@ -443,6 +458,7 @@ def project(
     precision: str = "float32",
     side: str = "both",
     dataset: str | None = None,
+    reading: ReadOptions = AS_FOUND,
     threads: int | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
@@ -456,6 +472,7 @@ def project(
     model : a model file or the name of a built-in similarity.
     precision : "float32", "float16", "bfloat16" or "int8".
     side : "left" or "right" in asymmetric models: whose entities the embeddings are.
+    reading : what the embeddings do not say themselves.
     threads : default one for each processor.
     memory : bounds the blocks.
     """
@@ -463,7 +480,7 @@ def project(
     _expect_hdf5(output)
     check_output(Path(output), overwrite=overwrite, inputs=[Path(embeddings), Path(model)])
     begun = time.perf_counter()
-    source = open_embeddings(embeddings, dataset=dataset)
+    source = open_embeddings(received(embeddings), dataset=dataset, options=reading)
     count, columns = source.shape
     folder = Folder(similarity, columns, precision, side=side, threads=threads)
     width = max(columns, folder.plan.layout.row_bytes // 4)
@@ -517,6 +534,7 @@ def features(
     label_column: str | None = None,
     keys: str = "auto",
     dataset: str | None = None,
+    reading: ReadOptions = AS_FOUND,
     threads: int | None = None,
     overwrite: bool = False,
     progress: Count = _ignore,
@@ -529,6 +547,7 @@ def features(
     model : a model file or the name of a built-in similarity.
     output : ``.parquet``, a column for each feature, or ``.h5`` / ``.hdf5``, one array.
     kinds : names of `fastpair.features.KINDS`; default: all.
+    reading : what the pairs do not say themselves; of the embeddings `follow_links` alone.
     """
     from fastpair.features import KINDS, PairFeatures
 
@@ -539,11 +558,13 @@ def features(
     inputs = [Path(path) for path in (model, embeddings, pairs)]
     check_output(output, overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
-    source = open_embeddings(embeddings, dataset=dataset)
+    embeddings, pairs = received(embeddings), received(pairs)
+    source = open_embeddings(embeddings, dataset=dataset, options=reading.of_links)
     compute = PairFeatures(similarity, source.shape[1], kinds or KINDS, threads=threads)
     columns = {"left_column": left_column, "right_column": right_column, "keys": keys}
-    opened: Summary = {"ids": source.ids, "count": source.shape[0], **columns}
-    has_labels = open_raw_pairs(pairs, left_column, right_column, label_column).label is not None
+    opened: Summary = {"ids": source.ids, "count": source.shape[0], **columns, "options": reading}
+    asked = {**columns, "label_column": label_column, "options": reading}
+    has_labels = _has_labels(pairs, source, asked)
     listed = open_pairs(pairs, **opened, label_column=label_column, want_labels=has_labels)
     if expect is not None:
         expect(listed.count)
@@ -593,6 +614,8 @@ def score(
     right_column: str | None = None,
     keys: str = "auto",
     dataset: str | None = None,
+    reading: ReadOptions = AS_FOUND,
+    unknown: str = "refuse",
     threads: int | None = None,
     memory: str | int | None = None,
     resume: bool = False,
@@ -611,6 +634,8 @@ def score(
     decision : write 1 for pairs that score at least the model's threshold and 0 for others.
     distance : write distances, for models that are minus a distance; see `distance_form`.
     min_score : keep only pairs of at least this, in what is written; default: all.
+    reading : what the pair file does not say itself.
+    unknown : "refuse" (the default) unknown ids, or write "nan" as the scores of their pairs.
     memory : what may be allocated, the tables included.
     resume : go on with what an interrupted run left.
 
@@ -630,7 +655,10 @@ def score(
         _expect_hdf5(output)
     inputs = [Path(path) for path in (table, pairs, against) if path is not None]
     check_output(output, overwrite=overwrite, inputs=inputs)
+    if resume and is_stream(Path(pairs)):
+        raise ArgumentError(f"--resume needs a pair file, but {pairs} can be read only once")
     begun = time.perf_counter()
+    pairs = received(pairs)
     preparing = threading.Thread(target=_prepare_kernels, name="fastpair-prepare")
     preparing.start()  # takes the interpreter half a second, in which tables are read
     left, right, budget = _load_tables(table, against, memory)
@@ -646,6 +674,8 @@ def score(
         right_column=right_column,
         keys=keys,
         dataset=dataset,
+        unknown=unknown,
+        options=reading,
     )
     _check_room(budget, source, thread_count(threads))
     if expect is not None:
@@ -664,6 +694,7 @@ def score(
         "columns": f"{source.names[0]}, {source.names[1]}, {source.keys}",
         "unit": unit,
         "dataset": str(dataset),
+        "reading": f"{reading}, unknown: {unknown}",
         "kernels": _kernel_digest(),
         "device": "cpu",
     }
@@ -696,7 +727,8 @@ def score(
         "threads": scorer.threads,
         "unit": unit,
         "keys": source.keys,
-        "notes": [source.assumed] if source.assumed else [],
+        "unknown": source.unknown_pairs,
+        "notes": [note for note in (source.assumed, source.unknown_note()) if note],
     }
 
 
@@ -802,7 +834,10 @@ def _score_blocks(
     start = int(undone[0]) * SCORE_BLOCK
     progress(start)
     for block, scores in scorer.stream(source.blocks(SCORE_BLOCK, start, threads=scorer.threads)):
-        file.write_block(block.start // SCORE_BLOCK, written(scores))
+        values = written(scores)
+        if block.unknown is not None:
+            values = np.where(block.unknown, np.float32(np.nan), values)
+        file.write_block(block.start // SCORE_BLOCK, values)
         progress(len(scores))
     return start
 

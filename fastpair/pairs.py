@@ -78,6 +78,7 @@ class PairBlock:
     label : (b,) float64, or None.
     left_keys, right_keys : the keys as the file has them, (b,), or None if they were not kept.
     extra : further columns that were asked for, each (b,) as the file has it.
+    unknown : which pairs have an unknown id, (b,) bool; None if there are none. Their rows are 0.
     """
 
     start: int
@@ -87,6 +88,7 @@ class PairBlock:
     left_keys: pa.Array | None
     right_keys: pa.Array | None
     extra: tuple[pa.Array, ...] = ()
+    unknown: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class PairSource:
     keys : "rows" or "ids", what the keys of the file are.
     assumed : a sentence on why they are taken for that; empty if it was asked for.
     has_labels : whether blocks carry labels.
+    unknown_pairs : pairs with unknown ids among the blocks that were given.
     """
 
     def __init__(
@@ -137,10 +140,12 @@ class PairSource:
         assumed: str,
         tables: tuple[tuple[pa.Array | None, int], tuple[pa.Array | None, int]],
         signed: bool,
+        keep_unknown: bool = False,
     ) -> None:
         self.path, self.names, self.count = raw.path, raw.names, raw.count
         self.keys, self.assumed, self.has_labels = keys, assumed, raw.has_labels
-        self._raw, self._signed = raw, signed
+        self._raw, self._signed, self._keep_unknown = raw, signed, keep_unknown
+        self.unknown_pairs, self._examples = 0, ""
         self._counts = tables[0][1], tables[1][1]
         if keys == "ids":
             left = RowsOfIds(tables[0][0])
@@ -176,6 +181,7 @@ class PairSource:
             parts.append(part)
             waiting += len(part.left)
             left -= len(part.left)
+            self.unknown_pairs += 0 if part.unknown is None else int(part.unknown.sum())
             if left < 0:
                 break
             if waiting == size:
@@ -208,8 +214,14 @@ class PairSource:
             return numbers
         return numbers + -(-(first.column(0).nbytes + first.column(1).nbytes) // first.num_rows)
 
+    def unknown_note(self) -> str:
+        """A sentence on the pairs whose ids are unknown; empty if there are none."""
+        if not self.unknown_pairs:
+            return ""
+        return f"{self.unknown_pairs} pairs have unknown ids, such as {self._examples}"
+
     def _block(self, batch: pa.RecordBatch, start: int, keep_keys: bool) -> PairBlock:
-        left, right = self._rows(batch.column(0), batch.column(1), start)
+        left, right, unknown = self._rows(batch.column(0), batch.column(1), start)
         label = None
         if self.has_labels:
             label = parse_labels(batch.column(2), str(self.path), start, self._raw.label or "label")
@@ -217,18 +229,25 @@ class PairSource:
                 label = (label + 1) / 2
         kept = (batch.column(0), batch.column(1)) if keep_keys else (None, None)
         extra = tuple(batch.columns[3 if self.has_labels else 2 :])
-        return PairBlock(start, left, right, label, kept[0], kept[1], extra)
+        return PairBlock(start, left, right, label, kept[0], kept[1], extra, unknown)
 
-    def _rows(self, left: pa.Array, right: pa.Array, start: int) -> tuple[np.ndarray, np.ndarray]:
+    def _rows(
+        self, left: pa.Array, right: pa.Array, start: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         sides = [
             Side(str(self.path), self.names[number], keys, start, self._counts[number])
             for number, keys in enumerate((left, right))
         ]
         if self.keys == "rows":
-            return sides[0].row_numbers(), sides[1].row_numbers()
+            return sides[0].row_numbers(), sides[1].row_numbers(), None
         texts = [side.texts() for side in sides]
         found = [rows_of(text) for rows_of, text in zip(self._rows_of, texts, strict=True)]
-        return sides[0].known(texts[0], found[0]), sides[1].known(texts[1], found[1])
+        if self._keep_unknown and min(rows.min(initial=0) for rows in found) < 0:
+            unknown = (found[0] < 0) | (found[1] < 0)
+            for text, rows in zip(texts, found, strict=True):
+                self._examples = self._examples or unknown_examples(text, rows)
+            return np.maximum(found[0], 0), np.maximum(found[1], 0), unknown
+        return sides[0].known(texts[0], found[0]), sides[1].known(texts[1], found[1]), None
 
 
 @dataclass(frozen=True)
@@ -317,9 +336,8 @@ class Side:
         """Rows that were looked up, (b,) int64, unless an id is unknown: -1."""
         if found.min(initial=0) < 0:
             unknown = found < 0
-            examples = pc.unique(texts.filter(pa.array(unknown))).slice(0, 3).to_pylist()
             row = self.start + int(np.flatnonzero(unknown)[0])
-            shown = ", ".join(repr(example) for example in examples)
+            shown = unknown_examples(texts, found)
             rows = " or say --keys rows if they are row numbers" if all_integers(texts) else ""
             raise DataError(
                 f"{self.path} has unknown ids as {self.name}, {unknown.sum()} in this block, "
@@ -327,6 +345,12 @@ class Side:
                 f"use ids that the embeddings carry{rows}."
             )
         return found
+
+
+def unknown_examples(texts: pa.Array, found: np.ndarray) -> str:
+    """The first of the texts that were not found (row -1), for messages."""
+    examples = pc.unique(texts.filter(pa.array(found < 0))).slice(0, 3).to_pylist()
+    return ", ".join(map(repr, examples))
 
 
 def _pieces(
@@ -378,6 +402,10 @@ def _one_block(parts: list[PairBlock]) -> PairBlock:
     labels = [part.label for part in parts if part.label is not None]
     left_keys = [part.left_keys for part in parts if part.left_keys is not None]
     right_keys = [part.right_keys for part in parts if part.right_keys is not None]
+    unknown = None
+    if any(part.unknown is not None for part in parts):
+        masks = [np.zeros(len(p.left), bool) if p.unknown is None else p.unknown for p in parts]
+        unknown = np.concatenate(masks)
     return PairBlock(
         start=parts[0].start,
         left=np.concatenate([part.left for part in parts], dtype=kind),
@@ -386,6 +414,7 @@ def _one_block(parts: list[PairBlock]) -> PairBlock:
         left_keys=pa.concat_arrays(left_keys) if left_keys else None,
         right_keys=pa.concat_arrays(right_keys) if right_keys else None,
         extra=tuple(pa.concat_arrays(list(c)) for c in zip(*(p.extra for p in parts), strict=True)),
+        unknown=unknown,
     )
 
 
@@ -404,6 +433,7 @@ def open_pairs(
     signed_labels: bool = True,
     dataset: str | None = None,
     extra: Sequence[str] = (),
+    unknown: str = "refuse",
     options: ReadOptions = AS_FOUND,
 ) -> PairSource:
     """Open pairs in any accepted format.
@@ -419,6 +449,7 @@ def open_pairs(
     signed_labels : whether labels that are all -1 or 1 become 0 and 1, default True.
     dataset : name of the (M, 2) array in HDF5 or .npz, default `pairs` or the only one.
     extra : names of further columns (or arrays) that blocks carry, default none.
+    unknown : "refuse" (the default) unknown ids, or "nan": keep their pairs, marked as unknown.
     options : what the file does not say itself.
 
     Returns
@@ -434,6 +465,8 @@ def open_pairs(
     """
     if keys not in ("auto", "rows", "ids"):
         raise ArgumentError(f"keys is {keys!r}, but must be 'auto', 'rows' or 'ids'.")
+    if unknown not in ("refuse", "nan"):
+        raise ArgumentError(f"unknown is {unknown!r}, but must be 'refuse' or 'nan'.")
     left_table = (ids, count)
     right_table = left_table if right_count is None else (right_ids, right_count)
 
@@ -451,7 +484,9 @@ def open_pairs(
     meaning, assumed = _meaning(raw, keys, left_table[0], right_table[0])
     assumed = "; ".join(filter(None, [raw.assumed, assumed]))
     signed = signed_labels and raw.has_labels and _signed_labels(raw)
-    return PairSource(raw, meaning, assumed, (left_table, right_table), signed)
+    return PairSource(
+        raw, meaning, assumed, (left_table, right_table), signed, keep_unknown=unknown == "nan"
+    )
 
 
 def known_ids(ids: pa.Array | None, right_ids: pa.Array | None) -> Known:
