@@ -30,15 +30,8 @@ from fastpair.formats import (
 from fastpair.hdf5 import Output, allocate, write_text
 from fastpair.ids import all_integers, longest, text_array
 from fastpair.ingest import open_embeddings
-from fastpair.pairs import (
-    SIDE_ARRAYS,
-    PairBlock,
-    RawPairs,
-    Side,
-    is_key,
-    open_raw_pairs,
-    regroup_batches,
-)
+from fastpair.pairs import PairBlock, Side, regroup_batches
+from fastpair.raw_pairs import SIDE_ARRAYS, RawPairs, is_key, open_raw_pairs
 from fastpair.staging import WRITING, Staging, check_output, writing
 
 EXPORTED_PAIRS = 1 << 17

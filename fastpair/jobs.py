@@ -29,7 +29,8 @@ from fastpair.formats import AS_FOUND, Arrays, ReadOptions, open_format
 from fastpair.hdf5_arrays import Hdf5Arrays
 from fastpair.ingest import EmbeddingSource, open_embeddings
 from fastpair.model import BUILTINS, Model, builtin, sigmoid
-from fastpair.pairs import PairBlock, PairSource, known_ids, open_pairs, open_raw_pairs
+from fastpair.pairs import PairBlock, PairSource, open_pairs, repeats_note
+from fastpair.raw_pairs import known_ids, open_raw_pairs
 from fastpair.results import (
     SCORE_BLOCK,
     DenseWriter,
@@ -288,7 +289,8 @@ def _pairs_to_learn(
             labels[part] = block.label
         if weights is not None:
             weights[part] = _numbers(block.extra[0], weight_column, path)
-    return left, right, labels, weights, pairs.assumed
+    assumed = "; ".join(filter(None, [pairs.assumed, repeats_note(left, right, labels)]))
+    return left, right, labels, weights, assumed
 
 
 def _has_labels(path: Path, source: EmbeddingSource, columns: dict[str, Any]) -> bool:

@@ -1,7 +1,8 @@
 """Standard input and pipes: copied to a file without a name, because files are read repeatedly.
 
 The copy lies in the folder for temporary files (TMPDIR) and is gone when the process ends, however
-it ends.
+it ends; but HDF5 opens files by their names, so that a copy of HDF5 has one, and a process that is
+killed leaves it there.
 """
 
 from __future__ import annotations
@@ -46,18 +47,22 @@ def received(path: Path | None) -> Path:
             "standard input (-) is given twice, but it can be only one of the files"
         )
     folder = tempfile.gettempdir()
-    copy = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it stays open
     try:
         with open(sys.stdin.fileno() if standard else path, "rb", closefd=not standard) as source:
-            while block := source.read(COPIED_BYTES):
+            block = source.read(COPIED_BYTES)
+            hdf5 = block.startswith(b"\x89HDF")
+            make = tempfile.NamedTemporaryFile if hdf5 else tempfile.TemporaryFile
+            copy: IO[bytes] = make(prefix="fastpair-", dir=folder)
+            while block:
                 copy.write(block)
+                block = source.read(COPIED_BYTES)
         copy.flush()
     except OSError as error:
         raise FileError(
             f"{name} could not be copied to a file in {folder} ({error.strerror}): it is copied "
             "because it is read more than once; set TMPDIR to a folder with more room."
         ) from error
-    place = f"/proc/self/fd/{copy.fileno()}"
+    place = copy.name if hdf5 else f"/proc/self/fd/{copy.fileno()}"
     _copies[place] = name, copy
     return Path(place)
 
