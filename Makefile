@@ -1,5 +1,6 @@
 # make demo     learn, score and search on real data, in this folder
 # make test     the fast tests
+# make fuzz     damaged files of every format, tens of thousands, for about ten minutes
 # make lint     ruff and mypy
 # make wheel    the package, tested as it is installed
 # make bench    speed, side by side with what people use today
@@ -9,13 +10,16 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 RUN ?= build/bench.json
 
-.PHONY: demo test lint wheel bench clean
+.PHONY: demo test fuzz lint wheel bench clean
 
 demo: .venv/ready
 	$(BIN)/fastpair demo
 
 test: .venv/ready
 	$(BIN)/pytest
+
+fuzz: .venv/ready
+	HYPOTHESIS_PROFILE=search $(BIN)/pytest tests/test_damage.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -18,12 +18,15 @@ from fastpair.backend import in_order
 from fastpair.columns import parse_labels
 from fastpair.errors import ArgumentError, DataError, FileError
 from fastpair.formats import AS_FOUND, ReadOptions, is_text_type
-from fastpair.ids import RowsOfIds, all_integers, text_array
+from fastpair.ids import RowsOfIds, all_integers, share_of_integers, text_array
 from fastpair.raw_pairs import RawPairs, known_ids, open_raw_pairs
 
 KEY_BYTES = 1 << 22
 """Bytes of keys that a thread turns into rows together; it needs a few times as much for that."""
 
+
+MOST_NUMBER_WORDS = 0.1
+"""Share of integers among ids that are words, at most: a vocabulary holds a few numbers too."""
 
 MOST_READERS = 8
 """Threads that read and look up keys; more would take memory and find nothing to do."""
@@ -444,6 +447,11 @@ def _meaning(
         return "ids", "keys are ids, because the embeddings carry ids"
     if all_integers(ids) and all_integers(right_ids):
         return "ids", "integers are ids, because all ids of the embeddings are integers"
+    if max(share_of_integers(ids), share_of_integers(right_ids)) > MOST_NUMBER_WORDS:
+        raise DataError(
+            f"{raw.path} has integers for keys, and the embeddings carry integers as well as words "
+            "for ids: say --keys ids or --keys rows."
+        )
     return "rows", "integers are row numbers, because the ids of the embeddings are text"
 
 

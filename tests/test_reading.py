@@ -163,6 +163,16 @@ def test_unknown_ids_are_marked_in_blocks_of_any_size(tmp_path, size):
     assert source.unknown_pairs == 3
 
 
+def test_integers_beside_ids_of_both_kinds_are_asked_about(tmp_path):
+    np.save(tmp_path / "p.npy", np.array([[1, 0]]))
+    mixed = pa.array(["10", "1", "0", "x7"])
+    with pytest.raises(DataError, match="say --keys ids or --keys rows"):
+        open_pairs(tmp_path / "p.npy", ids=mixed, count=4)
+    for keys, expected in (("ids", (1, 2)), ("rows", (1, 0))):
+        (block,) = open_pairs(tmp_path / "p.npy", ids=mixed, count=4, keys=keys).blocks(9)
+        assert (block.left[0], block.right[0]) == expected
+
+
 # --- labels and columns -------------------------------------------------------------------------
 
 
