@@ -229,6 +229,15 @@ _reading = _options(
 )
 
 
+_nonfinite = click.option(
+    "--nonfinite",
+    type=click.Choice(["refuse", "nan"]),
+    default="refuse",
+    show_default=True,
+    help="Refuse embeddings that are not finite, or keep them apart: they score NaN.",
+)
+
+
 def _read_options(options: dict[str, Any]) -> Any:
     """Take the options of `_reading` out of those of a command."""
     from fastpair.formats import ReadOptions
@@ -367,6 +376,7 @@ def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
 @_label_column
 @_threads
 @_overwrite
+@_nonfinite
 @_reading
 @_json
 def train(as_json: bool, output: Path, **options: Any) -> None:
@@ -614,6 +624,7 @@ def _metric_lines(metrics: Summary, name: str) -> list[str]:
 @_memory
 @_overwrite
 @_own_head
+@_nonfinite
 @_reading
 @_json
 def project(as_json: bool, output: Path, **options: Any) -> None:

@@ -73,6 +73,8 @@ class EmbeddingSource:
         numbers are widened to float32.
     ids : text, (N,), or None.
     assumed : a sentence on what was taken for numbers and for ids.
+    isolated : (N,) bool, rows that are not finite among those read so far, or None: they are
+        refused.
     """
 
     def __init__(
@@ -101,6 +103,22 @@ class EmbeddingSource:
         columns = "1 column" if shape[1] == 1 else f"{shape[1]} columns"
         named = " and no ids" if ids is None else f", ids from {ids_from}"
         self.assumed = f"{columns} of numbers{named}{remark}"
+        self.isolated: np.ndarray | None = None
+
+    def isolate(self) -> None:
+        """From now on take rows that are not finite for zeros and mark them as `isolated`."""
+        self.isolated = np.zeros(self.shape[0], bool)
+
+    def isolated_note(self) -> str:
+        """A sentence on the isolated rows that were met; empty if there are none."""
+        if self.isolated is None or not self.isolated.any():
+            return ""
+        row = int(np.flatnonzero(self.isolated)[0])
+        name = "" if self.ids is None else f", id {self.ids[row].as_py()!r}"
+        return (
+            f"{int(self.isolated.sum())} rows are not finite and take part in nothing, the first "
+            f"of them row {row} (counted from 0{name})"
+        )
 
     def blocks(self, rows: int = EMBEDDING_ROWS) -> Iterator[tuple[int, np.ndarray]]:
         """The embeddings in order.
@@ -123,17 +141,20 @@ class EmbeddingSource:
         rows = max(1, min(rows, NUMBERS_AT_ONCE // self.shape[1]))
         for block in _regroup(self._read(rows), rows):
             block = np.ascontiguousarray(block, self.dtype)
-            self._refuse_strange(block, start)
-            yield start, block
+            yield start, self._finite(block, start)
             start += len(block)
         if start != self.shape[0]:
             raise DataError(f"{self.path} changed while it was read: {start} rows came.")
 
-    def _refuse_strange(self, block: np.ndarray, start: int) -> None:
-        """Refuse a block that has numbers which are not finite."""
+    def _finite(self, block: np.ndarray, start: int) -> np.ndarray:
+        """A block whose numbers are all finite: as it is, with zeros for bad rows, or refused."""
         finite = np.isfinite(block)
         if finite.all():
-            return
+            return block
+        if self.isolated is not None:
+            bad = ~finite.all(axis=1)
+            self.isolated[start : start + len(block)] = bad
+            return np.where(bad[:, None], block.dtype.type(0), block)
         row, column = (int(at) for at in np.argwhere(~finite)[0])
         name = "" if self.ids is None else f", id {self.ids[start + row].as_py()!r}"
         raise DataError(
@@ -178,7 +199,11 @@ def _regroup(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def open_embeddings(
-    path: str | Path, *, dataset: str | None = None, options: ReadOptions = AS_FOUND
+    path: str | Path,
+    *,
+    dataset: str | None = None,
+    options: ReadOptions = AS_FOUND,
+    nonfinite: str = "refuse",
 ) -> EmbeddingSource:
     """Open embeddings in any accepted format.
 
@@ -189,6 +214,7 @@ def open_embeddings(
         `embeddings`, `data`, or the only one that can be meant. A group of HDF5 stands for the only
         array in it, or for its arrays if each is one row.
     options : what the file does not say itself.
+    nonfinite : "refuse" (the default) rows that are not finite, or "nan": mark them as isolated.
 
     Returns
     -------
@@ -201,14 +227,20 @@ def open_embeddings(
     DataError
         It holds no embeddings, or ids that cannot name rows.
     """
+    if nonfinite not in ("refuse", "nan"):
+        raise ArgumentError(f"nonfinite is {nonfinite!r}, but must be 'refuse' or 'nan'.")
     file = open_format(path, options)
     if isinstance(file, Arrays):
-        return _array_embeddings(file, dataset)
-    if isinstance(file, TextColumns):
+        source = _array_embeddings(file, dataset)
+    elif isinstance(file, TextColumns):
         if dataset is not None:
             raise ArgumentError(f"--dataset {dataset} has no meaning for the text file {path}.")
-        return _text_embeddings(file, options.header)
-    return _column_embeddings(file, dataset)
+        source = _text_embeddings(file, options.header)
+    else:
+        source = _column_embeddings(file, dataset)
+    if nonfinite == "nan":
+        source.isolate()
+    return source
 
 
 def _smallest_float(kinds: Iterable[Any]) -> np.dtype:

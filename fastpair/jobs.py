@@ -129,6 +129,7 @@ def train(
     keys: str = "auto",
     dataset: str | None = None,
     reading: ReadOptions = AS_FOUND,
+    nonfinite: str = "refuse",
     resume: bool = False,
     log: Path | None = None,
     overwrite: bool = False,
@@ -145,6 +146,8 @@ def train(
     graded : labels are grades and the grade itself is learned.
     weight_column : column of `pairs` that says how much each of them counts.
     reading : what the pair files do not say themselves; of the embeddings `follow_links` alone.
+    nonfinite : "refuse" (the default) embeddings that are not finite, or "nan": leave their pairs
+        out.
     resume : go on from where an interrupted training of the same output stopped.
     log : file for one line of JSON an epoch.
     on_estimate : called with about how many seconds learning will take.
@@ -156,6 +159,7 @@ def train(
     FastpairError : files or labels cannot be learned from; nothing is written.
     """
     from fastpair.checkpoints import FileCheckpoint
+    from fastpair.isolation import without_isolated
     from fastpair.training import train as fit
 
     if graded and good is not None:
@@ -168,7 +172,9 @@ def train(
             raise ArgumentError(f"--log and --output are both {output}: give the log its own name")
     begun = time.perf_counter()
     embeddings, pairs = received(embeddings), received(pairs)
-    source = open_embeddings(embeddings, dataset=dataset, options=reading.of_links)
+    source = open_embeddings(
+        embeddings, dataset=dataset, options=reading.of_links, nonfinite=nonfinite
+    )
     columns: Summary = {
         "left_column": left_column,
         "right_column": right_column,
@@ -195,9 +201,16 @@ def train(
     checkpoint = FileCheckpoint(Path(output), resume=resume)
     state = checkpoint.load()
     anew = "there was nothing to continue: training began anew" if resume and not state else ""
+    vectors = source.read()
+    if source.isolated is not None and source.isolated.any():
+        given_columns = [left, right, true, labels, weights]
+        if held is not None:
+            held = tuple(without_isolated(vectors, source.isolated, held)[1])
+        vectors, columns_left = without_isolated(vectors, source.isolated, given_columns)
+        left, right, true, labels, weights = columns_left
     with contextlib.ExitStack() as stack:
         result = fit(
-            source.read(),
+            vectors,
             left,
             right,
             true,
@@ -222,7 +235,11 @@ def train(
         "validation": {k: v for k, v in kept.items() if k in ("average_precision", "spearman")},
         "arms": result.arms,
         "history": result.history,
-        "notes": [note for note in (source.assumed, assumed, anew, *result.notes) if note],
+        "notes": [
+            note
+            for note in (source.assumed, source.isolated_note(), assumed, anew, *result.notes)
+            if note
+        ],
     }
 
 
@@ -461,6 +478,7 @@ def project(
     side: str = "both",
     dataset: str | None = None,
     reading: ReadOptions = AS_FOUND,
+    nonfinite: str = "refuse",
     threads: int | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
@@ -475,6 +493,7 @@ def project(
     precision : "float32", "float16", "bfloat16" or "int8".
     side : "left" or "right" in asymmetric models: whose entities the embeddings are.
     reading : what the embeddings do not say themselves.
+    nonfinite : "refuse" (the default) embeddings that are not finite, or "nan": they score NaN.
     threads : default one for each processor.
     memory : bounds the blocks.
     """
@@ -482,7 +501,9 @@ def project(
     _expect_hdf5(output)
     check_output(Path(output), overwrite=overwrite, inputs=[Path(embeddings), Path(model)])
     begun = time.perf_counter()
-    source = open_embeddings(received(embeddings), dataset=dataset, options=reading)
+    source = open_embeddings(
+        received(embeddings), dataset=dataset, options=reading, nonfinite=nonfinite
+    )
     count, columns = source.shape
     folder = Folder(similarity, columns, precision, side=side, threads=threads)
     width = max(columns, folder.plan.layout.row_bytes // 4)
@@ -509,6 +530,8 @@ def project(
         for start, block in source.blocks(step):
             table.write(start, folder.fold(block, start))
             progress(len(block))
+        if source.isolated is not None and source.isolated.any():
+            table.isolate(np.flatnonzero(source.isolated))
     return {
         "output": str(output),
         "rows": count,
@@ -517,7 +540,7 @@ def project(
         "raw_error_bound": folder.raw_error_bound(),
         "unit": similarity.unit,
         "seconds": time.perf_counter() - begun,
-        "notes": [source.assumed],
+        "notes": [note for note in (source.assumed, source.isolated_note()) if note],
     }
 
 
@@ -708,7 +731,8 @@ def score(
         output, source.count, identity, attributes=attributes, overwrite=overwrite, resume=resume
     ) as file:
         try:
-            resumed = _score_blocks(file, source, scorer, written, progress)
+            isolated = (left.isolated, both.isolated)
+            resumed = _score_blocks(file, source, scorer, written, progress, isolated)
         except DataError:
             file.discard()  # no resume can mend the pair file
             raise
@@ -827,8 +851,11 @@ def _score_blocks(
     scorer: PairScorer,
     written: Callable[[np.ndarray], np.ndarray],
     progress: Count,
+    isolated: tuple[np.ndarray | None, np.ndarray | None],
 ) -> int:
     """Score all blocks that are not done; return the pair at which that began."""
+    from fastpair.isolation import isolated_pairs
+
     undone = np.flatnonzero(~file.done)
     if not len(undone):
         progress(source.count)
@@ -837,8 +864,9 @@ def _score_blocks(
     progress(start)
     for block, scores in scorer.stream(source.blocks(SCORE_BLOCK, start, threads=scorer.threads)):
         values = written(scores)
-        if block.unknown is not None:
-            values = np.where(block.unknown, np.float32(np.nan), values)
+        for spoiled in (block.unknown, isolated_pairs(block.left, block.right, isolated)):
+            if spoiled is not None:
+                values = np.where(spoiled, np.float32(np.nan), values)
         file.write_block(block.start // SCORE_BLOCK, values)
         progress(len(scores))
     return start
@@ -951,6 +979,7 @@ def matrix(
     summary : with ``scan``, the form of numbers in which pairs were looked for before the pair
         kernel decided (None for networks), and ``triangle``, whether each pair was walked once.
     """
+    from fastpair.isolation import PairsWithoutIsolated
     from fastpair.matrix import all_pairs
 
     chosen = (top_k is not None, threshold is not None, dense, histogram)
@@ -972,14 +1001,14 @@ def matrix(
             f"--memory leaves {budget} bytes beside the tables, but all pairs need at least "
             f"{LEAST_MEMORY}: allow more"
         )
-    pairs = all_pairs(
-        left.rows,
-        None if right is None else right.rows,
-        left.plan,
-        threads=threads,
-        memory=budget,
-        progress=progress,
-    )
+    options: Summary = {"threads": threads, "memory": budget, "progress": progress}
+    right_rows = None if right is None else right.rows
+    isolated = (left.isolated, both.isolated)
+    pairs: Any
+    if any(mask is not None for mask in isolated):
+        pairs = PairsWithoutIsolated(left.rows, right_rows, left.plan, isolated, **options)
+    else:
+        pairs = all_pairs(left.rows, right_rows, left.plan, **options)
     found: Summary = {}
     common: Summary = {
         "attributes": {"unit": left.unit, "model_fingerprint": left.fingerprint},
