@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
@@ -18,6 +19,10 @@ BATCH_ROWS = 1 << 15
 
 BUFFERED_BYTES = 1 << 20
 """Bytes of a column of Parquet that are read together, however large its row groups are."""
+
+
+MOST_DECODED_BYTES = 1 << 30
+"""Bytes, at most, that the texts of a batch may take when its dictionary is resolved."""
 
 
 class ParquetColumns:
@@ -147,6 +152,7 @@ def plain_batch(path: Path, batch: pa.RecordBatch, names: Sequence[str]) -> pa.R
 
 def _plain(path: Path, name: str, values: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(values.type):
+        _check_decoded(path, name, values)
         values = values.dictionary_decode()
     if not _is_odd_text(values.type):
         return values
@@ -156,6 +162,17 @@ def _plain(path: Path, name: str, values: pa.Array) -> pa.Array:
         raise DataError(
             f"{path} holds bytes in column {name!r} that are no text in UTF-8; store ids as text."
         ) from error
+
+
+def _check_decoded(path: Path, name: str, values: pa.DictionaryArray) -> None:
+    """Refuse a few long texts that stand in many rows: decoded they would take the memory."""
+    texts = plain_type(values.type) == pa.string()
+    longest = len(values.dictionary) and texts and pc.max(pc.binary_length(values.dictionary))
+    if longest and (longest.as_py() or 0) * len(values) > MOST_DECODED_BYTES:
+        raise DataError(
+            f"{path} repeats texts of up to {longest.as_py()} bytes in column {name!r}, which "
+            "would take too much memory; store shorter ids."
+        )
 
 
 def _is_odd_text(kind: pa.DataType) -> bool:

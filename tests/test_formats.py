@@ -651,6 +651,36 @@ def test_integers_of_every_width_are_rows(tmp_path, kind):
         assert rows_of(tmp_path / name, size=100) == PAIRS
 
 
+def test_a_long_text_in_many_rows_is_not_decoded(tmp_path):
+    texts = pa.array(["a" * (1 << 17), "b"])
+    keys = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 10_000), texts)
+    table = pa.table({"left": keys, "right": keys})
+    pa.feather.write_feather(table, tmp_path / "p.feather", compression="zstd")
+    with pytest.raises(DataError, match="would take too much memory"):
+        rows_of(tmp_path / "p.feather", ["b"])
+
+
+def test_a_line_without_an_end_does_not_take_the_memory(tmp_path):
+    path = tmp_path / "p.csv.gz"
+    path.write_bytes(gzip.compress(b"left,right\n" + b"a" * (300 << 20), 1))
+    code = """
+import resource, sys
+from fastpair.errors import FastpairError
+from fastpair.pairs import open_pairs
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+before = peak()
+try:
+    list(open_pairs(sys.argv[1], ids=None, count=3).blocks(1000))
+except FastpairError as error:
+    print(peak() - before, error)
+"""
+    command = [sys.executable, "-c", code, str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "p.csv.gz" in said
+    assert int(said.split()[0]) < 100  # MiB
+
+
 def test_bytes_that_are_no_text_are_no_ids(tmp_path):
     table = pa.table({"left": [b"a", b"\xff"], "right": [b"a", b"a"]})
     pq.write_table(table, tmp_path / "p.parquet")
