@@ -1,5 +1,6 @@
 # make demo     learn, score and search on real data, in this folder
 # make test     the fast tests
+# make fuzz     damaged files of every format, tens of thousands, for about ten minutes
 # make lint     ruff and mypy
 # make wheel    the package, tested as it is installed
 # make kill-check   every output killed 25 times and resumed, some minutes
@@ -16,7 +17,7 @@ PARALLEL ?= -n auto --maxprocesses 4
 INSTALLED := tests/test_cli.py tests/test_files.py tests/test_kernels.py tests/test_network.py \
 	tests/test_scoring.py tests/test_train_command.py
 
-.PHONY: demo test kill-check lint wheel gpu-check bench clean
+.PHONY: demo test fuzz kill-check lint wheel gpu-check bench clean
 
 demo: .venv/ready
 	$(BIN)/fastpair demo
@@ -26,6 +27,9 @@ test: .venv/ready
 
 kill-check: .venv/ready
 	FASTPAIR_KILLS=25 $(BIN)/pytest -s tests/test_kills.py
+
+fuzz: .venv/ready
+	HYPOTHESIS_PROFILE=search $(BIN)/pytest tests/test_damage.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

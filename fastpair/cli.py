@@ -48,7 +48,9 @@ def main() -> None:
             _stop_unheard()
         raise
     except FastpairError as error:
-        _stop(str(error), 1)
+        from fastpair.spooling import named
+
+        _stop(named(str(error)), 1)
     except MemoryError:
         _stop("the machine has no memory left: give a smaller --memory or a smaller task", 1)
 
@@ -259,6 +261,39 @@ _keys = click.option(
     show_default=True,
     help="Whether pairs name entities by row number or by id.",
 )
+_reading = _options(
+    click.option(
+        "--separator",
+        metavar="CHARACTER",
+        help="Between the fields of a text file, such as ';', tab or space.  [default: found]",
+    ),
+    click.option(
+        "--header/--no-header",
+        default=None,
+        help="Whether the first line of a text file names its columns.  [default: found]",
+    ),
+    click.option(
+        "--follow-links", is_flag=True, help="Read data of HDF5 that lie in other files too."
+    ),
+)
+
+
+_nonfinite = click.option(
+    "--nonfinite",
+    type=click.Choice(["refuse", "nan"]),
+    default="refuse",
+    show_default=True,
+    help="Refuse embeddings that are not finite, or keep them apart: they score NaN.",
+)
+
+
+def _read_options(options: dict[str, Any]) -> Any:
+    """Take the options of `_reading` out of those of a command."""
+    from fastpair.formats import ReadOptions
+
+    return ReadOptions(options.pop("separator"), options.pop("header"), options.pop("follow_links"))
+
+
 _label_column = click.option("--label", "label_column", metavar="COLUMN", help="Column of labels.")
 
 
@@ -277,8 +312,9 @@ def commands() -> None:
     Features for others:   fastpair features model.h5 embeddings.h5 pairs.csv -o features.h5
     How fast, here:        fastpair bench
 
-    Embeddings and pairs are read from CSV, TSV, Parquet, npy, npz and HDF5. Wherever a model is
-    asked for, cosine, dot, euclidean or manhattan may stand instead.
+    Embeddings and pairs are read from CSV, TSV, Parquet, Arrow, npy, npz, HDF5 and more
+    (docs/formats.md); - is standard input. Wherever a model is asked for, cosine, dot, euclidean or
+    manhattan may stand instead.
     """  # noqa: D301
 
 
@@ -310,12 +346,14 @@ def demo(folder: Path, threads: int | None) -> None:
 @click.option("--pairs", "kind", flag_value="pairs", help="The source holds pairs.")
 @click.option("--embeddings", "kind", flag_value="embeddings", help="The source holds embeddings.")
 @_overwrite
+@_reading
 @_json
 def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
     """Bring embeddings or pairs of any accepted format into HDF5, ids kept as they are."""
     from fastpair import jobs
 
-    summary = jobs.convert(source, output, **options)
+    reading = _read_options(options)
+    summary = jobs.convert(source, output, reading=reading, **options)
     ids = "with ids" if summary["ids"] else "without ids"
     shape = " x ".join(map(str, summary["shape"]))
     _finish(summary, as_json, f"{summary['kind']} {shape}, {ids} -> {output}")
@@ -387,6 +425,8 @@ def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
 @_label_column
 @_threads
 @_overwrite
+@_nonfinite
+@_reading
 @_json
 def train(as_json: bool, output: Path, **options: Any) -> None:
     """Learn a similarity from labelled PAIRS of EMBEDDINGS, which stay as they are.
@@ -400,6 +440,7 @@ def train(as_json: bool, output: Path, **options: Any) -> None:
 
     if options["asymmetric"]:
         _say("--asymmetric: if learning helps, the score of (a, b) will NOT be that of (b, a)")
+    options["reading"] = _read_options(options)
     with Meter("epochs") as meter:
 
         def on_epoch(entry: Summary) -> None:
@@ -476,6 +517,7 @@ def _show_arms(arms: list[Summary]) -> None:
 @_label_column
 @_threads
 @_own_head
+@_reading
 @_json
 def evaluate(as_json: bool, **options: Any) -> None:
     """Measure a model on labelled PAIRS, through the same kernels that score.
@@ -485,7 +527,7 @@ def evaluate(as_json: bool, **options: Any) -> None:
     """
     from fastpair import jobs
 
-    summary = jobs.evaluate(**options)
+    summary = jobs.evaluate(reading=_read_options(options), **options)
     if as_json:
         _finish(summary, True)
         return
@@ -631,11 +673,14 @@ def _metric_lines(metrics: Summary, name: str) -> list[str]:
 @_memory
 @_overwrite
 @_own_head
+@_nonfinite
+@_reading
 @_json
 def project(as_json: bool, output: Path, **options: Any) -> None:
     """Fold EMBEDDINGS through MODEL into a table, the form in which they are scored."""
     from fastpair import jobs
 
+    options["reading"] = _read_options(options)
     with Meter("rows") as meter:
         summary = jobs.project(output=output, progress=meter, expect=meter.expect, **options)
     _finish(
@@ -663,6 +708,7 @@ def project(as_json: bool, output: Path, **options: Any) -> None:
 @_threads
 @_overwrite
 @_own_head
+@_reading
 @_json
 def features(as_json: bool, output: Path, kinds: str | None, **options: Any) -> None:
     """Write symmetric features of PAIRS, as input for any other prediction model.
@@ -674,6 +720,7 @@ def features(as_json: bool, output: Path, kinds: str | None, **options: Any) -> 
     from fastpair import jobs
 
     named = None if kinds is None else [kind.strip() for kind in kinds.split(",")]
+    options["reading"] = _read_options(options)
     with Meter("pairs") as meter:
         summary = jobs.features(
             output=output, kinds=named, progress=meter, expect=meter.expect, **options
@@ -708,11 +755,19 @@ def features(as_json: bool, output: Path, kinds: str | None, **options: Any) -> 
 @_keys
 @click.option("--dataset", metavar="NAME", help="Name of the pairs inside an HDF5 or npz file.")
 @_compression
+@click.option(
+    "--unknown",
+    type=click.Choice(["refuse", "nan"]),
+    default="refuse",
+    show_default=True,
+    help="Refuse unknown ids, or write NaN as the scores of their pairs.",
+)
 @_resume
 @_threads
 @_memory
 @_device
 @_overwrite
+@_reading
 @_json
 def score(as_json: bool, output: Path, **options: Any) -> None:
     """Score the PAIRS of a file by the rows of TABLE, in the order of the file.
@@ -722,6 +777,7 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
     """
     from fastpair import jobs
 
+    options["reading"] = _read_options(options)
     with Meter("pairs") as meter:
         summary = jobs.score(output=output, progress=meter, expect=meter.expect, **options)
     kept = "" if summary["kept"] == summary["pairs"] else f", {summary['kept']} kept"

@@ -16,12 +16,20 @@ PAIR_NAMES = [
     ("left_id", "right_id"),
     ("id_left", "id_right"),
     ("id_a", "id_b"),
+    ("ida", "idb"),
     ("id1", "id2"),
     ("id_1", "id_2"),
+    ("id_l", "id_r"),
+    ("id_x", "id_y"),
     ("ltable_id", "rtable_id"),
+    ("unique_id_l", "unique_id_r"),
+    ("qid1", "qid2"),
+    ("#1 id", "#2 id"),
+    ("lhs", "rhs"),
     ("source", "target"),
     ("source_id", "target_id"),
     ("src", "dst"),
+    ("u", "v"),
     ("from", "to"),
     ("head", "tail"),
     ("i", "j"),
@@ -30,6 +38,8 @@ PAIR_NAMES = [
     ("query_id", "corpus_id"),
     ("query_id", "document_id"),
     ("query_id", "doc_id"),
+    ("query_id", "passage_id"),
+    ("query", "document"),
     ("user_id", "item_id"),
     ("user", "item"),
     ("word_a", "word_b"),
@@ -43,6 +53,8 @@ PAIR_PATTERNS = [
     (r"(.+?)[_\-. ]?1", r"(.+?)[_\-. ]?2"),
     (r"(.+)[_\-. ]left", r"(.+)[_\-. ]right"),
     (r"left[_\-. ](.+)", r"right[_\-. ](.+)"),
+    (r"(.+)[_\-. ]l", r"(.+)[_\-. ]r"),
+    (r"(.+)[_\-. ]lhs", r"(.+)[_\-. ]rhs"),
 ]
 """Other names of two key columns: what is in brackets is the same in both."""
 
@@ -52,7 +64,15 @@ LABEL_NAMES = [
 ]
 """Usual names of the label column, in any case; the first two decide where several are there."""
 
-LABEL_WORDS = {"true": 1, "false": 0, "good": 1, "bad": 0, "yes": 1, "no": 0}
+INDEX_NAMES = frozenset({"", "unnamed: 0", "__index_level_0__"})
+"""What pandas calls its index, in lower case: no key where others could be."""
+
+LABEL_WORDS = {
+    **{"true": 1, "false": 0, "t": 1, "f": 0, "yes": 1, "no": 0, "y": 1, "n": 0},
+    **{"good": 1, "bad": 0, "positive": 1, "negative": 0, "similar": 1, "dissimilar": 0},
+    **{"match": 1, "non-match": 0, "nonmatch": 0, "non_match": 0, "no match": 0, "no-match": 0},
+    **{"non match": 0, "unmatch": 0, "duplicate": 1, "distinct": 0, "same": 1, "different": 0},
+}
 """Labels that are words, in any case."""
 
 
@@ -70,7 +90,8 @@ def pair_candidates(names: Sequence[str]) -> list[tuple[str, str]]:
     lower = {name.lower(): name for name in names}
     usual = [(lower[a], lower[b]) for a, b in PAIR_NAMES if a in lower and b in lower]
     if usual:
-        return usual
+        ids = [couple for couple in usual if all("id" in name.lower() for name in couple)]
+        return ids if len(ids) == 1 else usual  # beside ids stand the texts that they name
     found: list[tuple[str, str]] = []
     for left_pattern, right_pattern in PAIR_PATTERNS:
         lefts, rights = _stems(left_pattern, names), _stems(right_pattern, names)
@@ -148,7 +169,7 @@ def _find_keys(file: str, names: Sequence[str], label: str | None) -> tuple[str,
     found = pair_candidates(names)
     if len(found) == 1:
         return found[0]
-    rest = [name for name in names if name != label]
+    rest = [name for name in names if name != label and name.lower() not in INDEX_NAMES]
     if not found and len(rest) == 3 and label is None:
         rest = [name for name in rest if name.lower() not in LABEL_NAMES]
     if not found and len(rest) == 2:
@@ -170,7 +191,8 @@ def _find_label(
     found = [lower[name] for name in LABEL_NAMES if name in lower]
     if len(found) == 1 or (found and found[0].lower() in LABEL_NAMES[:2]):
         return found[0]
-    if not found and len(names) == 3:
+    rest = [name for name in rest if name.lower() not in INDEX_NAMES]
+    if not found and len(rest) == 1 and len(names) <= 4:
         return rest[0]
     if not want_labels:
         return None
@@ -189,7 +211,7 @@ def _listed(names: Sequence[str]) -> str:
     return f"{listed} and {len(names) - 12} more" if len(names) > 12 else listed or "no columns"
 
 
-def parse_labels(labels: pa.Array, file: str, first_row: int) -> np.ndarray:
+def parse_labels(labels: pa.Array, file: str, first_row: int, column: str = "label") -> np.ndarray:
     """Labels as numbers: words become 1 and 0, numbers stay what they are.
 
     Parameters
@@ -197,6 +219,7 @@ def parse_labels(labels: pa.Array, file: str, first_row: int) -> np.ndarray:
     labels : numbers, truth values or text, (b,).
     file : for messages.
     first_row : the row of the file that the first label belongs to, for messages.
+    column : name of the column, for messages.
 
     Returns
     -------
@@ -220,8 +243,8 @@ def parse_labels(labels: pa.Array, file: str, first_row: int) -> np.ndarray:
         row = int(np.flatnonzero(~np.isfinite(result))[0])
         raise DataError(
             f"{file} has the label {labels[row].as_py()!r} in row {first_row + row} "
-            "(counted from 0); a label is 0 or 1, -1 or 1, true or false, good or bad, "
-            "yes or no, or a grade."
+            f"(counted from 0) of column {column!r}; a label is 0 or 1, -1 or 1, true or false, "
+            "good or bad, yes or no, match or non-match, or a grade."
         )
     return result
 

@@ -15,12 +15,21 @@ import pyarrow.parquet as pq
 from fastpair.columns import pair_candidates, parse_labels
 from fastpair.errors import ArgumentError
 from fastpair.files import write_embeddings, write_pairs
-from fastpair.formats import Arrays, Columns, TextColumns, is_number, open_format
+from fastpair.formats import (
+    AS_FOUND,
+    Arrays,
+    Columns,
+    ReadOptions,
+    TextColumns,
+    is_number,
+    open_format,
+)
 from fastpair.hdf5 import Output, allocate, write_text
 from fastpair.ids import all_integers, longest
 from fastpair.ingest import open_embeddings
 from fastpair.listing import export_format, write_listing
-from fastpair.pairs import PairBlock, RawPairs, Side, is_key, open_raw_pairs
+from fastpair.pairs import PairBlock, Side
+from fastpair.raw_pairs import SIDE_ARRAYS, RawPairs, is_key, open_raw_pairs
 from fastpair.staging import WRITING, Staging, check_output, writing
 
 # --- features of pairs --------------------------------------------------------------------------
@@ -131,6 +140,7 @@ def convert(
     left: str | None = None,
     right: str | None = None,
     label: str | None = None,
+    options: ReadOptions = AS_FOUND,
     overwrite: bool = False,
 ) -> str:
     """Bring embeddings or pairs of any accepted format into HDF5, ids kept as text.
@@ -142,6 +152,7 @@ def convert(
     kind : "embeddings", "pairs", or "auto": two columns of keys, or integers (M, 2), are pairs.
     dataset : see `open_embeddings` and `open_pairs`.
     left, right, label : columns of pairs, see `open_pairs`.
+    options : what the source does not say itself.
     overwrite : whether an existing file may be replaced, default False.
 
     Returns
@@ -154,11 +165,11 @@ def convert(
     destination = Path(destination)
     check_output(destination, overwrite=overwrite, inputs=[Path(source)])
     if kind == "auto":
-        kind = "pairs" if left or right or label else _kind_by_content(source, dataset)
+        kind = "pairs" if left or right or label else _kind_by_content(source, dataset, options)
     if kind == "pairs":
-        _convert_pairs(source, destination, (left, right, label), dataset, overwrite)
+        _convert_pairs(source, destination, (left, right, label), dataset, options, overwrite)
     else:
-        found = open_embeddings(source, dataset=dataset)
+        found = open_embeddings(source, dataset=dataset, options=options)
         write_embeddings(
             destination,
             found.blocks(),
@@ -170,10 +181,10 @@ def convert(
     return kind
 
 
-def _kind_by_content(source: str | Path, dataset: str | None) -> str:
-    file = open_format(source)
+def _kind_by_content(source: str | Path, dataset: str | None, options: ReadOptions) -> str:
+    file = open_format(source, options)
     if isinstance(file, Arrays):
-        if {"left", "right"} <= file.entries.keys():
+        if any(set(couple) <= file.entries.keys() for couple in SIDE_ARRAYS):
             return "pairs"
         names = [dataset] if dataset in file.entries else list(file.entries)
         shapes = [file.entries[name] for name in names if name not in ("label", "ids")]
@@ -201,11 +212,12 @@ def _convert_pairs(
     destination: Path,
     columns: tuple[str | None, str | None, str | None],
     dataset: str | None,
+    options: ReadOptions,
     overwrite: bool,
 ) -> None:
-    raw = open_raw_pairs(source, *columns, dataset=dataset)
+    raw = open_raw_pairs(source, *columns, dataset=dataset, options=options)
     if raw.label is not None:
-        raw = open_raw_pairs(source, *columns, want_labels=True, dataset=dataset)
+        raw = open_raw_pairs(source, *columns, want_labels=True, dataset=dataset, options=options)
     widest, largest = _survey(raw)
 
     def blocks() -> Iterator[tuple[Any, Any, np.ndarray | None]]:
@@ -213,7 +225,9 @@ def _convert_pairs(
             keys = [left, right]
             if largest is not None:
                 keys = [key.cast(pa.int64()).to_numpy() for key in keys]
-            labels = None if label is None else parse_labels(label, str(raw.path), start)
+            labels = None
+            if label is not None:
+                labels = parse_labels(label, str(raw.path), start, raw.label or "label")
             yield keys[0], keys[1], labels
 
     write_pairs(

@@ -24,7 +24,6 @@ from fastpair.hdf5 import (
     LONGEST_FIXED_ID,
     READING_ERRORS,
     WRITTEN,
-    Hdf5Arrays,
     Output,
     allocate,
     expect_kind,
@@ -35,6 +34,7 @@ from fastpair.hdf5 import (
     write_array,
     write_text,
 )
+from fastpair.hdf5_arrays import LEAVE, Hdf5Arrays
 from fastpair.ids import check_ids, fixed_length, text_parts
 from fastpair.kernels import SEGMENTS, Network, Plan, RowLayout
 from fastpair.staging import PARTIAL, WRITING, read_at, write_at, writing
@@ -166,6 +166,7 @@ class Table:
     threshold : score from which a pair is good, or None.
     calibration : the model's curve from scores to probabilities, or None.
     digest : SHA-256 (hex) over rows, plan and ids: equal only for equal tables.
+    isolated : (N,) bool, rows whose embeddings are not finite and that score NaN; None if none is.
     """
 
     rows: np.ndarray
@@ -178,6 +179,7 @@ class Table:
     threshold: float | None
     digest: str
     calibration: Isotonic | None = None
+    isolated: np.ndarray | None = None
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -294,6 +296,11 @@ class TableWriter(Output):
             write_at(self.staging.descriptor, clean, self._start + start * self.dtype.itemsize)
         self.written += len(rows)
 
+    def isolate(self, rows: np.ndarray) -> None:
+        """Mark rows (k,) as those of embeddings that are not finite."""
+        with writing(self.path):
+            self.file.create_dataset("isolated", data=np.asarray(rows, np.int64))
+
     def finish(self) -> None:
         """Add the checksums and give the file its name."""
         try:
@@ -361,6 +368,7 @@ def read_table(path: str | Path, *, random_access: bool = True) -> Table:
             threshold=None if threshold is None else float(threshold),
             digest=_table_digest(file),
             calibration=_read_calibration(file),
+            isolated=_read_isolated(file, len(rows)),
         )
         if table.ids is not None and len(table.ids) != len(rows):
             raise ValueError(f"{len(table.ids)} ids for {len(rows)} rows")
@@ -386,10 +394,23 @@ def _read_calibration(file: h5py.File) -> Isotonic | None:
     return calibration
 
 
+def _read_isolated(file: h5py.File, count: int) -> np.ndarray | None:
+    if "isolated" not in file:
+        return None
+    rows = file["isolated"][:]
+    if rows.min(initial=0) < 0 or rows.max(initial=0) >= count:
+        raise ValueError("its isolated rows are outside the table")
+    isolated = np.zeros(count, bool)
+    isolated[rows] = True
+    return isolated
+
+
 def _table_digest(file: h5py.File) -> str:
     """A digest of a table that stands on the checksums of its rows."""
     digest = hashlib.sha256(f"{file.attrs['plan']} {file.attrs['model_fingerprint']}".encode())
     digest.update(file["block_checksum"][:].tobytes())
+    if "isolated" in file:
+        digest.update(file["isolated"][:].tobytes())
     if "ids" in file:
         positions, data = text_parts(read_text(file["ids"]))
         digest.update(np.diff(positions).tobytes())
@@ -505,7 +526,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     with open_hdf5(path, locking=False) as file:
-        datasets = Hdf5Arrays(path).entries
+        datasets = Hdf5Arrays(path, LEAVE).entries
         result: dict[str, Any] = {
             "path": str(path),
             "kind": fastpair_kind(file, path),

@@ -20,7 +20,6 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
-from fastpair.chunks import ChunkReader, inflates, rows_together
 from fastpair.errors import FastpairError, FileError
 from fastpair.ids import fixed_length, longest, text_from_numpy, text_parts
 from fastpair.staging import PARTIAL, Staging, writing
@@ -36,6 +35,9 @@ PAGE = 4096
 
 IDS_AT_ONCE = 1 << 16
 """Ids that are converted together; bounds the memory that a conversion takes."""
+
+TEXT_BYTES_AT_ONCE = 1 << 24
+"""Bytes of text of a fixed length that are converted together."""
 
 WRITTEN = 1 << 32
 """Added to a crc32, so that a block that was written is told from one that was not (0)."""
@@ -60,6 +62,11 @@ def reading(path: Path) -> Iterator[None]:
     except BlockingIOError as error:
         raise FileError(
             f"{path} is locked by another process that writes it; wait until that ends."
+        ) from error
+    except MemoryError as error:
+        raise FileError(
+            f"{path} asks for more memory than there is; it is damaged or too large for this "
+            "machine."
         ) from error
     except READING_ERRORS as error:
         if "already open for write" in str(error):
@@ -201,80 +208,9 @@ def attributes_checksum(file: h5py.File) -> int:
 def read_text(dataset: h5py.Dataset, start: int = 0, stop: int | None = None) -> pa.Array:
     """A data set of strings (fixed or variable length) or integers as `pa.string()`."""
     stop = len(dataset) if stop is None else stop
-    parts = [
-        text_from_numpy(dataset[at : min(at + IDS_AT_ONCE, stop)])
-        for at in range(start, stop, IDS_AT_ONCE)
-    ]
+    step = max(1, min(IDS_AT_ONCE, TEXT_BYTES_AT_ONCE // max(1, dataset.dtype.itemsize)))
+    parts = [text_from_numpy(dataset[at : min(at + step, stop)]) for at in range(start, stop, step)]
     return pa.concat_arrays(parts) if parts else pa.array([], pa.string())
-
-
-ReadRows = Callable[[str, int, int], np.ndarray | pa.Array]
-"""Gives rows of an array by its name, from one row to another."""
-
-
-class Hdf5Arrays:
-    """The data sets of any HDF5 file, read in blocks of rows.
-
-    Parameters
-    ----------
-    path : the file.
-
-    Attributes
-    ----------
-    kind : what the file says that it is, None if fastpair did not write it.
-    entries : shape and type of every data set, by name; the type is "text" for strings.
-    """
-
-    format_name = "HDF5 data sets"
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = check_readable(path)
-        self.entries: dict[str, tuple[tuple[int, ...], np.dtype | str]] = {}
-
-        def collect(name: str, item: h5py.Dataset | h5py.Group) -> None:
-            if isinstance(item, h5py.Dataset):
-                text = h5py.check_string_dtype(item.dtype) is not None
-                self.entries[name] = (item.shape or (), "text" if text else item.dtype)
-
-        # What it is may be told while it is written; what is in it is read under a lock.
-        with open_hdf5(self.path, locking=False) as file:
-            self.kind = fastpair_kind(file, self.path)
-            file.visititems(collect)
-
-    def read(self, name: str, start: int, stop: int) -> np.ndarray | pa.Array:
-        """Rows `start` to `stop` of a data set; one column of strings as `pa.string()`."""
-        with self.opened() as read_rows:
-            return read_rows(name, start, stop)
-
-    @contextmanager
-    def opened(self) -> Iterator[ReadRows]:
-        """What reads as `read` does, in several threads at once, from a file that stays open."""
-        with open_hdf5(self.path) as file, open(self.path, "rb") as raw:
-            readers: dict[str, Callable[[int, int], np.ndarray | pa.Array]] = {}
-
-            def read_rows(name: str, start: int, stop: int) -> np.ndarray | pa.Array:
-                if name not in readers:
-                    readers[name] = self._reader(file[name], raw.fileno())
-                return readers[name](start, stop)
-
-            yield read_rows
-
-    def _reader(
-        self, dataset: h5py.Dataset, descriptor: int
-    ) -> Callable[[int, int], np.ndarray | pa.Array]:
-        """What reads rows of a data set, in the way that suits how it is stored."""
-        if dataset.chunks and dataset.id.get_create_plist().get_nfilters():
-            import hdf5plugin  # noqa: F401  registers the compressions of other writers
-        if h5py.check_string_dtype(dataset.dtype) is not None and dataset.ndim == 1:
-            return lambda start, stop: read_text(dataset, start, stop)
-        if inflates(dataset):
-            return ChunkReader(dataset, descriptor).read
-        return lambda start, stop: dataset[start:stop]
-
-    def rows_together(self, name: str, least: int) -> int:
-        """Rows that are best read together: about `least`, and whole chunks if these allow it."""
-        with open_hdf5(self.path) as file:
-            return rows_together(file[name], least)
 
 
 # --- outputs ------------------------------------------------------------------------------------

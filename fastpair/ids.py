@@ -121,6 +121,12 @@ def all_integers(ids: pa.Array) -> bool:
     return bool(pc.all(pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]{0,17})$")).as_py())
 
 
+def share_of_integers(ids: pa.Array) -> float:
+    """How many of the ids are decimal texts of integers, from 0 to 1; 0 if there are none."""
+    whole = pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]{0,17})$")
+    return float(pc.mean(whole.cast(pa.float64())).as_py() or 0)
+
+
 class RowsOfIds:
     """Says which rows ids name; it prepares itself once, at the first call, for all threads.
 

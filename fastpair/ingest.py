@@ -14,10 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fastpair.errors import ArgumentError, DataError
+from fastpair.backend import memory_budget
+from fastpair.errors import ArgumentError, DataError, MemoryBudgetError
 from fastpair.formats import (
+    AS_FOUND,
     Arrays,
     Columns,
+    ReadOptions,
     TextColumns,
     arrays_listed,
     is_number,
@@ -30,6 +33,15 @@ from fastpair.ids import check_ids, text_array
 
 EMBEDDING_ROWS = 8192
 """Rows of embeddings that are read together, unless another number is asked for."""
+
+NUMBERS_AT_ONCE = 1 << 24
+"""Numbers of embeddings that are read together at most, so that wide rows take no more memory."""
+
+MOST_COLUMNS = 1 << 20
+"""Columns of embeddings, at most; more come from files that are damaged or no embeddings."""
+
+ID_ARRAYS = ("ids", "id", "keys", "names", "words")
+"""Usual names of an array of ids beside the embeddings; the first one is believed in any case."""
 
 ID_NAMES = frozenset(
     {"", "id", "ids", "_id", "key", "keys", "name", "names", "word", "words", "item", "token"}
@@ -57,9 +69,12 @@ class EmbeddingSource:
     ----------
     path : the file.
     shape : (N, n).
-    dtype : float32, or float64 where the file holds that; smaller numbers are widened to float32.
+    dtype : float32, or float64 where the file holds that or integers of 4 bytes or more; smaller
+        numbers are widened to float32.
     ids : text, (N,), or None.
     assumed : a sentence on what was taken for numbers and for ids.
+    isolated : (N,) bool, rows that are not finite among those read so far, or None: they are
+        refused.
     """
 
     def __init__(
@@ -70,6 +85,7 @@ class EmbeddingSource:
         ids: pa.Array | None,
         read: Callable[[int], Iterator[np.ndarray]],
         ids_from: str = "",
+        remark: str = "",
     ) -> None:
         self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
         if not shape[0] or not shape[1]:
@@ -77,18 +93,39 @@ class EmbeddingSource:
                 f"{path} holds no embeddings: it has {shape[0]} rows and {shape[1]} columns of "
                 "numbers; give a file that has some."
             )
+        if shape[1] > MOST_COLUMNS:
+            raise DataError(
+                f"{path} has {shape[1]} columns of numbers, but embeddings have at most "
+                f"{MOST_COLUMNS}; is it turned, so that it needs a transpose?"
+            )
         self.ids = None if ids is None else check_ids(ids, str(path), shape[0])
         self._read = read
         columns = "1 column" if shape[1] == 1 else f"{shape[1]} columns"
         named = " and no ids" if ids is None else f", ids from {ids_from}"
-        self.assumed = f"{columns} of numbers{named}"
+        self.assumed = f"{columns} of numbers{named}{remark}"
+        self.isolated: np.ndarray | None = None
+
+    def isolate(self) -> None:
+        """From now on take rows that are not finite for zeros and mark them as `isolated`."""
+        self.isolated = np.zeros(self.shape[0], bool)
+
+    def isolated_note(self) -> str:
+        """A sentence on the isolated rows that were met; empty if there are none."""
+        if self.isolated is None or not self.isolated.any():
+            return ""
+        row = int(np.flatnonzero(self.isolated)[0])
+        name = "" if self.ids is None else f", id {self.ids[row].as_py()!r}"
+        return (
+            f"{int(self.isolated.sum())} rows are not finite and take part in nothing, the first "
+            f"of them row {row} (counted from 0{name})"
+        )
 
     def blocks(self, rows: int = EMBEDDING_ROWS) -> Iterator[tuple[int, np.ndarray]]:
         """The embeddings in order.
 
         Parameters
         ----------
-        rows : rows a block, the last one may have fewer.
+        rows : rows a block, the last one may have fewer; wide rows come in smaller blocks.
 
         Yields
         ------
@@ -101,23 +138,44 @@ class EmbeddingSource:
             A number is missing, NaN or infinite.
         """
         start = 0
+        rows = max(1, min(rows, NUMBERS_AT_ONCE // self.shape[1]))
         for block in _regroup(self._read(rows), rows):
             block = np.ascontiguousarray(block, self.dtype)
-            finite = np.isfinite(block)
-            if not finite.all():
-                row, column = (int(at) for at in np.argwhere(~finite)[0])
-                name = "" if self.ids is None else f", id {self.ids[start + row].as_py()!r}"
-                raise DataError(
-                    f"{self.path} has {block[row, column]} in row {start + row} (counted from 0"
-                    f"{name}), column {column}; every number of an embedding must be finite."
-                )
-            yield start, block
+            yield start, self._finite(block, start)
             start += len(block)
         if start != self.shape[0]:
             raise DataError(f"{self.path} changed while it was read: {start} rows came.")
 
+    def _finite(self, block: np.ndarray, start: int) -> np.ndarray:
+        """A block whose numbers are all finite: as it is, with zeros for bad rows, or refused."""
+        finite = np.isfinite(block)
+        if finite.all():
+            return block
+        if self.isolated is not None:
+            bad = ~finite.all(axis=1)
+            self.isolated[start : start + len(block)] = bad
+            return np.where(bad[:, None], block.dtype.type(0), block)
+        row, column = (int(at) for at in np.argwhere(~finite)[0])
+        name = "" if self.ids is None else f", id {self.ids[start + row].as_py()!r}"
+        raise DataError(
+            f"{self.path} has {block[row, column]} in row {start + row} (counted from 0"
+            f"{name}), column {column}; every number of an embedding must be finite."
+        )
+
     def read(self) -> np.ndarray:
-        """All embeddings, (N, n) of `dtype`."""
+        """All embeddings, (N, n) of `dtype`.
+
+        Raises
+        ------
+        MemoryBudgetError
+            They take more memory than there is.
+        """
+        size = self.shape[0] * self.shape[1] * self.dtype.itemsize
+        if size > memory_budget():
+            raise MemoryBudgetError(
+                f"the embeddings of {self.path} take {size} bytes, more than this machine has "
+                "free; give fewer rows or columns."
+            )
         result = np.empty(self.shape, self.dtype)
         for start, block in self.blocks():
             result[start : start + len(block)] = block
@@ -140,14 +198,23 @@ def _regroup(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting)
 
 
-def open_embeddings(path: str | Path, *, dataset: str | None = None) -> EmbeddingSource:
+def open_embeddings(
+    path: str | Path,
+    *,
+    dataset: str | None = None,
+    options: ReadOptions = AS_FOUND,
+    nonfinite: str = "refuse",
+) -> EmbeddingSource:
     """Open embeddings in any accepted format.
 
     Parameters
     ----------
-    path : CSV, TSV (also .gz), Parquet, .npy, .npz or HDF5.
+    path : a file of any format in docs/formats.md.
     dataset : name of the array in HDF5 or .npz or of the list column in Parquet, default:
-        `embeddings`, `data`, or the only one that can be meant.
+        `embeddings`, `data`, or the only one that can be meant. A group of HDF5 stands for the only
+        array in it, or for its arrays if each is one row.
+    options : what the file does not say itself.
+    nonfinite : "refuse" (the default) rows that are not finite, or "nan": mark them as isolated.
 
     Returns
     -------
@@ -160,22 +227,36 @@ def open_embeddings(path: str | Path, *, dataset: str | None = None) -> Embeddin
     DataError
         It holds no embeddings, or ids that cannot name rows.
     """
-    file = open_format(path)
+    if nonfinite not in ("refuse", "nan"):
+        raise ArgumentError(f"nonfinite is {nonfinite!r}, but must be 'refuse' or 'nan'.")
+    file = open_format(path, options)
     if isinstance(file, Arrays):
-        return _array_embeddings(file, dataset)
-    if isinstance(file, TextColumns):
+        source = _array_embeddings(file, dataset)
+    elif isinstance(file, TextColumns):
         if dataset is not None:
             raise ArgumentError(f"--dataset {dataset} has no meaning for the text file {path}.")
-        return _text_embeddings(file)
-    return _column_embeddings(file, dataset)
+        source = _text_embeddings(file, options.header)
+    else:
+        source = _column_embeddings(file, dataset)
+    if nonfinite == "nan":
+        source.isolate()
+    return source
 
 
 def _smallest_float(kinds: Iterable[Any]) -> np.dtype:
-    wide = any(np.dtype(kind) == np.float64 for kind in kinds)
+    # float32 holds integers of 24 bits
+    sizes = [(np.dtype(kind).kind in "iu", np.dtype(kind).itemsize) for kind in kinds]
+    wide = any(size > (2 if whole else 4) for whole, size in sizes)
     return np.dtype(np.float64 if wide else np.float32)
 
 
+# --- arrays -------------------------------------------------------------------------------------
+
+
 def _array_embeddings(file: Arrays, dataset: str | None) -> EmbeddingSource:
+    rows = _one_row_arrays(file, dataset)
+    if rows:
+        return _gathered(file, rows)
     name = _embedding_array(file, dataset)
     shape, dtype = file.entries[name]
     if isinstance(dtype, str) or dtype.kind not in "fiu" or len(shape) != 2:
@@ -183,41 +264,68 @@ def _array_embeddings(file: Arrays, dataset: str | None) -> EmbeddingSource:
             f"{file.path}: {name!r} has shape {shape} and type {dtype}, but embeddings are real "
             "numbers (rows, columns); give another array with --dataset or convert it."
         )
-    ids = None
-    if "ids" in file.entries and name != "ids":
-        ids = _whole(file, "ids")
+    ids_name = _id_array(file, name, shape[0])
+    ids = None if ids_name is None else _whole(file, ids_name, shape[0])
 
     def read(rows: int) -> Iterator[np.ndarray]:
-        for start in range(0, shape[0], rows):
-            yield np.asarray(file.read(name, start, min(start + rows, shape[0])))
+        with file.opened() as read_rows:
+            for start in range(0, shape[0], rows):
+                yield np.asarray(read_rows(name, start, min(start + rows, shape[0])))
 
     kind = _smallest_float([dtype])
-    return EmbeddingSource(file.path, (shape[0], shape[1]), kind, ids, read, "array 'ids'")
+    source = f"array {ids_name!r}"
+    return EmbeddingSource(file.path, (shape[0], shape[1]), kind, ids, read, source)
 
 
 def _embedding_array(file: Arrays, dataset: str | None) -> str:
+    names = list(file.entries)
     if dataset is not None:
-        if dataset not in file.entries:
-            raise DataError(
-                f"{file.path} holds no array {dataset!r}; it holds {arrays_listed(file)}."
-            )
-        return dataset
+        inside = [name for name in names if name.startswith(dataset.strip("/") + "/")]
+        if len(inside) == 1:
+            return inside[0]
+        for asked in (dataset, dataset.strip("/"), f"obsm/{dataset}"):
+            if asked in file.entries:
+                return asked
+        raise DataError(f"{file.path} holds no array {dataset!r}; it holds {arrays_listed(file)}.")
+    if getattr(file, "row_names", None) is not None:
+        names = [name for name in names if name == "X" or name.startswith("obsm/")]
     for usual in ("embeddings", "data"):
-        if usual in file.entries and len(file.entries[usual][0]) == 2:
+        if usual in names and len(file.entries[usual][0]) == 2:
             return usual
-    shaped = {n: d for n, (s, d) in file.entries.items() if len(s) == 2 and not isinstance(d, str)}
-    floats = [name for name, dtype in shaped.items() if dtype.kind == "f"]
+    floats = []
+    for name in names:
+        shape, dtype = file.entries[name]
+        if len(shape) == 2 and not isinstance(dtype, str) and dtype.kind == "f":
+            floats.append(name)
     if len(floats) == 1:
         return floats[0]
-    if len(file.entries) == 1:
-        return next(iter(file.entries))
+    if len(names) == 1:
+        return names[0]
+    sparse = "; its X is sparse" if "X/indptr" in file.entries else ""
     raise DataError(
-        f"{file.path} does not say which array holds the embeddings; it holds "
+        f"{file.path} does not say which array holds the embeddings{sparse}; it holds "
         f"{arrays_listed(file)}: name one with --dataset."
     )
 
 
-def _whole(file: Arrays, name: str) -> pa.Array:
+def _id_array(file: Arrays, name: str, count: int) -> str | None:
+    """The array of ids beside an array of embeddings, None if there is none."""
+    named = getattr(file, "row_names", None)
+    if named is not None:
+        return str(named)
+    group = name[: name.rfind("/") + 1]
+    for usual in ID_ARRAYS:
+        for found in (group + usual, usual):
+            if found == name or found not in file.entries:
+                continue
+            shape, dtype = file.entries[found]
+            whole = isinstance(dtype, str) or dtype.kind in "iu"
+            if usual == ID_ARRAYS[0] or (shape == (count,) and whole):
+                return found
+    return None
+
+
+def _whole(file: Arrays, name: str, count: int) -> pa.Array:
     """A one-dimensional array of text or integers as text."""
     shape, dtype = file.entries[name]
     if len(shape) != 1 or not (isinstance(dtype, str) or dtype.kind in "iu"):
@@ -225,13 +333,69 @@ def _whole(file: Arrays, name: str) -> pa.Array:
             f"{file.path}: {name!r} has shape {shape} and type {dtype}, but ids are text or "
             "integers, one for every row."
         )
+    if shape[0] != count:
+        raise DataError(
+            f"{file.path} holds {shape[0]} ids for {count} rows; there must be one id for every "
+            "row."
+        )
     values = file.read(name, 0, shape[0])
     return text_array(pa.array(values) if isinstance(values, np.ndarray) else values)
 
 
-def _text_embeddings(file: TextColumns) -> EmbeddingSource:
-    if not _embedding_header(file.first):
+def _one_row_arrays(file: Arrays, group: str | None) -> dict[str, str]:
+    """Name by id of arrays that are one row each, as one data set an id is written.
+
+    Nothing if the file, or the group that is asked for, holds anything else.
+    """
+    if group is None and not {"embeddings", "data"}.isdisjoint(file.entries):
+        return {}
+    prefix = "" if group is None else group.strip("/") + "/"
+    names = [name for name in file.entries if name.startswith(prefix)]
+    if (group is not None and group in file.entries) or len(names) < (1 if prefix else 2):
+        return {}
+    lengths = set()
+    for name in names:
+        shape, dtype = file.entries[name]
+        row = shape and len(shape) <= 3 and all(length == 1 for length in shape[:-1])
+        if not row or isinstance(dtype, str) or dtype.kind != "f":
+            return {}
+        lengths.add(shape[-1])
+    if len(lengths) != 1:
+        return {}
+    parents = {name.rpartition("/")[0] for name in names}
+    if len(parents) == 1:
+        prefix = "".join(parent + "/" for parent in parents if parent)
+    return {name[len(prefix) :]: name for name in names}
+
+
+def _gathered(file: Arrays, names: dict[str, str]) -> EmbeddingSource:
+    """Embeddings whose rows are an array each."""
+    arrays = list(names.values())
+    columns = file.entries[arrays[0]][0][-1]
+    dtypes = {file.entries[name][1] for name in arrays}
+
+    def read(rows: int) -> Iterator[np.ndarray]:
+        with file.opened() as read_rows:
+            for start in range(0, len(arrays), rows):
+                block = []
+                for name in arrays[start : start + rows]:
+                    block.append(np.asarray(read_rows(name, 0, file.entries[name][0][0])))
+                yield np.stack([row.reshape(columns) for row in block])
+
+    shape, kind = (len(arrays), columns), _smallest_float(dtypes)
+    ids_from = f"the names of {len(arrays)} arrays"
+    return EmbeddingSource(file.path, shape, kind, pa.array(list(names)), read, ids_from)
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+def _text_embeddings(file: TextColumns, header: bool | None) -> EmbeddingSource:
+    remark = ""
+    if not (_embedding_header(file.first) if header is None else header):
         file.without_header()
+    elif header is None and any(map(is_number, file.first)):
+        remark = ", the first line taken for a header (--no-header says other)"
     sample = next(file.batches(file.names), None)
     if sample is None or not sample.num_rows:
         raise DataError(f"{file.path} holds no embeddings, only a header; give a file with rows.")
@@ -261,7 +425,7 @@ def _text_embeddings(file: TextColumns) -> EmbeddingSource:
             yield _stack(batch, np.dtype(np.float64))
 
     shape, named_by = (count, len(numbers)), f"column {key!r}"
-    return EmbeddingSource(file.path, shape, np.dtype(np.float64), ids, read, named_by)
+    return EmbeddingSource(file.path, shape, np.dtype(np.float64), ids, read, named_by, remark)
 
 
 def _look_for_ids(file: TextColumns) -> tuple[int, bool]:
@@ -311,6 +475,8 @@ def _embedding_header(first: list[str]) -> bool:
     for fields in (first, first[1:]):
         if len(fields) > 1 and fields == [str(number) for number in range(len(fields))]:
             return True
+    if any(is_number(field) and not field.strip().isdecimal() for field in first):
+        return False  # 0.5 or nan names no column; what is missing beside it is no word
     words = [field for field in first if not is_number(field)]
     if len(words) == 1 and _names_ids(words[0]):
         numbers = {field for field in first if field.isdecimal()}
@@ -325,6 +491,9 @@ def _stack(batch: pa.RecordBatch, dtype: np.dtype) -> np.ndarray:
         wide = column.cast(pa.from_numpy_dtype(dtype), safe=False)
         block[:, number] = pc.fill_null(wide, np.nan).to_numpy(zero_copy_only=False)
     return block
+
+
+# --- columns of Parquet and Arrow -----------------------------------------------------------------
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -27,14 +27,15 @@ from fastpair.export import FeatureBlock, write_features
 from fastpair.export import convert as convert_file
 from fastpair.files import Table, TableWriter, describe, read_model, read_table, write_model
 from fastpair.folding import Folder
-from fastpair.formats import Arrays, Columns, open_format
-from fastpair.hdf5 import Hdf5Arrays
+from fastpair.formats import AS_FOUND, Arrays, Columns, ReadOptions, open_format
+from fastpair.hdf5_arrays import Hdf5Arrays
 from fastpair.ingest import EmbeddingSource, open_embeddings
 from fastpair.kernels import Plan
 from fastpair.listing import export_format, write_scored_pairs
 from fastpair.matrix_output import MatrixOutput, check_form
 from fastpair.model import BUILTINS, Model, builtin, sigmoid
-from fastpair.pairs import PairBlock, PairSource, open_pairs, open_raw_pairs
+from fastpair.pairs import PairBlock, PairSource, open_pairs, repeats_note
+from fastpair.raw_pairs import known_ids, open_raw_pairs
 from fastpair.remaining import RemainingPairs
 from fastpair.results import (
     SCORE_BLOCK,
@@ -42,6 +43,7 @@ from fastpair.results import (
     write_filtered_scores,
 )
 from fastpair.scoring import PairScorer, distance_form, meet
+from fastpair.spooling import is_stream, received
 from fastpair.staging import check_output, writing
 from fastpair.verifying import describe_log
 from fastpair.verifying import verify as verify_file
@@ -93,6 +95,7 @@ def convert(
     left_column: str | None = None,
     right_column: str | None = None,
     label_column: str | None = None,
+    reading: ReadOptions = AS_FOUND,
     overwrite: bool = False,
 ) -> Summary:
     """Bring embeddings or pairs of any accepted format into HDF5, ids kept as they are.
@@ -100,8 +103,10 @@ def convert(
     Parameters
     ----------
     kind : "embeddings" or "pairs"; default: by content.
+    reading : what the source does not say itself.
     """
     _expect_hdf5(output)
+    source = received(source)
     written = convert_file(
         source,
         output,
@@ -110,6 +115,7 @@ def convert(
         left=left_column,
         right=right_column,
         label=label_column,
+        options=reading,
         overwrite=overwrite,
     )
     found = describe(output)
@@ -135,6 +141,8 @@ def train(
     weight_column: str | None = None,
     keys: str = "auto",
     dataset: str | None = None,
+    reading: ReadOptions = AS_FOUND,
+    nonfinite: str = "refuse",
     resume: bool = False,
     log: Path | None = None,
     overwrite: bool = False,
@@ -150,6 +158,9 @@ def train(
     good : a label of at least this is a good pair.
     graded : labels are grades and the grade itself is learned.
     weight_column : column of `pairs` that says how much each of them counts.
+    reading : what the pair files do not say themselves; of the embeddings `follow_links` alone.
+    nonfinite : "refuse" (the default) embeddings that are not finite, or "nan": leave their pairs
+        out.
     resume : go on from where an interrupted training of the same output stopped.
     log : file for one line of JSON an epoch.
     on_estimate : called with about how many seconds learning will take.
@@ -161,6 +172,7 @@ def train(
     FastpairError : files or labels cannot be learned from; nothing is written.
     """
     from fastpair.checkpoints import FileCheckpoint
+    from fastpair.isolation import without_isolated
     from fastpair.training import train as fit
 
     if graded and good is not None:
@@ -172,13 +184,17 @@ def train(
         if Path(log).resolve() == Path(output).resolve():
             raise ArgumentError(f"--log and --output are both {output}: give the log its own name")
     begun = time.perf_counter()
-    source = open_embeddings(embeddings, dataset=dataset)
+    embeddings, pairs = received(embeddings), received(pairs)
+    source = open_embeddings(
+        embeddings, dataset=dataset, options=reading.of_links, nonfinite=nonfinite
+    )
     columns: Summary = {
         "left_column": left_column,
         "right_column": right_column,
         "label_column": label_column,
         "keys": keys,
         "signed_labels": good is None and not graded,
+        "options": reading,
     }
     sampled = settings.get("loss") == "sampled"
     given = _pairs_to_learn(pairs, source, weight_column, sampled, columns)
@@ -198,9 +214,16 @@ def train(
     checkpoint = FileCheckpoint(Path(output), resume=resume)
     state = checkpoint.load()
     anew = "there was nothing to continue: training began anew" if resume and not state else ""
+    vectors = source.read()
+    if source.isolated is not None and source.isolated.any():
+        given_columns = [left, right, true, labels, weights]
+        if held is not None:
+            held = tuple(without_isolated(vectors, source.isolated, held)[1])
+        vectors, columns_left = without_isolated(vectors, source.isolated, given_columns)
+        left, right, true, labels, weights = columns_left
     with contextlib.ExitStack() as stack:
         result = fit(
-            source.read(),
+            vectors,
             left,
             right,
             true,
@@ -225,7 +248,11 @@ def train(
         "validation": {k: v for k, v in kept.items() if k in ("average_precision", "spearman")},
         "arms": result.arms,
         "history": result.history,
-        "notes": [note for note in (source.assumed, assumed, anew, *result.notes) if note],
+        "notes": [
+            note
+            for note in (source.assumed, source.isolated_note(), assumed, anew, *result.notes)
+            if note
+        ],
     }
 
 
@@ -270,7 +297,7 @@ def _pairs_to_learn(
     labels are good.
     """
     extra = [] if weight_column is None else [weight_column]
-    has_labels = not good_alone or _has_labels(path, columns)
+    has_labels = not good_alone or _has_labels(path, source, columns)
     pairs = open_pairs(
         path,
         ids=source.ids,
@@ -292,12 +319,15 @@ def _pairs_to_learn(
             labels[part] = block.label
         if weights is not None:
             weights[part] = _numbers(block.extra[0], weight_column, path)
-    return left, right, labels, weights, pairs.assumed
+    assumed = "; ".join(filter(None, [pairs.assumed, repeats_note(left, right, labels)]))
+    return left, right, labels, weights, assumed
 
 
-def _has_labels(path: Path, columns: dict[str, Any]) -> bool:
+def _has_labels(path: Path, source: EmbeddingSource, columns: dict[str, Any]) -> bool:
     names = (columns["left_column"], columns["right_column"], columns["label_column"])
-    return open_raw_pairs(path, *names).label is not None
+    known = known_ids(source.ids, source.ids)
+    raw = open_raw_pairs(path, *names, known=known, options=columns["options"])
+    return raw.label is not None
 
 
 def _numbers(values: Any, column: str | None, path: Path) -> np.ndarray:
@@ -349,6 +379,7 @@ def evaluate(
     label_column: str | None = None,
     keys: str = "auto",
     dataset: str | None = None,
+    reading: ReadOptions = AS_FOUND,
     threads: int | None = None,
 ) -> Summary:
     """Measure a model on labelled pairs, through the fold and the kernels that also score.
@@ -363,6 +394,7 @@ def evaluate(
     bootstrap : draws for the intervals, 0: none.
     properties : measure symmetry, reflexivity and transitivity too, under ``properties``.
     seed : of the bootstrap and of samples.
+    reading : what the pair files do not say themselves; of the embeddings `follow_links` alone.
 
     Returns
     -------
@@ -374,9 +406,11 @@ def evaluate(
 
     begun = time.perf_counter()
     similarity = load_model(model)
-    source = open_embeddings(embeddings, dataset=dataset)
+    embeddings, pairs = received(embeddings), received(pairs)
+    source = open_embeddings(embeddings, dataset=dataset, options=reading.of_links)
     similarity.check_embeddings(source.shape[1])
     columns: Summary = {"left_column": left_column, "right_column": right_column, "keys": keys}
+    columns["options"] = reading
     signed = good is None and not graded
     left, right, labels, extra, assumed = _labelled_and_more(
         pairs, source, by, label_column=label_column, signed_labels=signed, **columns
@@ -456,6 +490,8 @@ def project(
     precision: str = "float32",
     side: str = "both",
     dataset: str | None = None,
+    reading: ReadOptions = AS_FOUND,
+    nonfinite: str = "refuse",
     threads: int | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
@@ -469,6 +505,8 @@ def project(
     model : a model file or the name of a built-in similarity.
     precision : "float32", "float16", "bfloat16" or "int8".
     side : "left" or "right" in asymmetric models: whose entities the embeddings are.
+    reading : what the embeddings do not say themselves.
+    nonfinite : "refuse" (the default) embeddings that are not finite, or "nan": they score NaN.
     threads : default one for each processor.
     memory : bounds the blocks.
     """
@@ -476,7 +514,9 @@ def project(
     _expect_hdf5(output)
     check_output(Path(output), overwrite=overwrite, inputs=[Path(embeddings), Path(model)])
     begun = time.perf_counter()
-    source = open_embeddings(embeddings, dataset=dataset)
+    source = open_embeddings(
+        received(embeddings), dataset=dataset, options=reading, nonfinite=nonfinite
+    )
     count, columns = source.shape
     folder = Folder(similarity, columns, precision, side=side, threads=threads)
     width = max(columns, folder.plan.layout.row_bytes // 4)
@@ -504,6 +544,8 @@ def project(
         for start, block in source.blocks(step):
             table.write(start, folder.fold(block, start))
             progress(len(block))
+        if source.isolated is not None and source.isolated.any():
+            table.isolate(np.flatnonzero(source.isolated))
     return {
         "output": str(output),
         "rows": count,
@@ -512,7 +554,7 @@ def project(
         "raw_error_bound": folder.raw_error_bound(),
         "unit": similarity.unit,
         "seconds": time.perf_counter() - begun,
-        "notes": [source.assumed],
+        "notes": [note for note in (source.assumed, source.isolated_note()) if note],
     }
 
 
@@ -531,6 +573,7 @@ def features(
     label_column: str | None = None,
     keys: str = "auto",
     dataset: str | None = None,
+    reading: ReadOptions = AS_FOUND,
     threads: int | None = None,
     overwrite: bool = False,
     progress: Count = _ignore,
@@ -543,6 +586,7 @@ def features(
     model : a model file or the name of a built-in similarity.
     output : ``.parquet``, a column for each feature, or ``.h5`` / ``.hdf5``, one array.
     kinds : names of `fastpair.features.KINDS`; default: all.
+    reading : what the pairs do not say themselves; of the embeddings `follow_links` alone.
     """
     from fastpair.features import KINDS, PairFeatures
 
@@ -553,11 +597,13 @@ def features(
     inputs = [Path(path) for path in (model, embeddings, pairs)]
     check_output(output, overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
-    source = open_embeddings(embeddings, dataset=dataset)
+    embeddings, pairs = received(embeddings), received(pairs)
+    source = open_embeddings(embeddings, dataset=dataset, options=reading.of_links)
     compute = PairFeatures(similarity, source.shape[1], kinds or KINDS, threads=threads)
     columns = {"left_column": left_column, "right_column": right_column, "keys": keys}
-    opened: Summary = {"ids": source.ids, "count": source.shape[0], **columns}
-    has_labels = open_raw_pairs(pairs, left_column, right_column, label_column).label is not None
+    opened: Summary = {"ids": source.ids, "count": source.shape[0], **columns, "options": reading}
+    asked = {**columns, "label_column": label_column, "options": reading}
+    has_labels = _has_labels(pairs, source, asked)
     listed = open_pairs(pairs, **opened, label_column=label_column, want_labels=has_labels)
     if expect is not None:
         expect(listed.count)
@@ -607,6 +653,8 @@ def score(
     right_column: str | None = None,
     keys: str = "auto",
     dataset: str | None = None,
+    reading: ReadOptions = AS_FOUND,
+    unknown: str = "refuse",
     threads: int | None = None,
     memory: str | int | None = None,
     compression: str | None = None,
@@ -628,6 +676,8 @@ def score(
     decision : write 1 for pairs that score at least the model's threshold and 0 for others.
     distance : write distances, for models that are minus a distance; see `distance_form`.
     min_score : keep only pairs of at least this, in what is written; default: all.
+    reading : what the pair file does not say itself.
+    unknown : "refuse" (the default) unknown ids, or write "nan" as the scores of their pairs.
     memory : what may be allocated, the tables included.
     compression : name of a filter for an HDF5 output; see `fastpair.compression.FILTERS`.
     device : "auto", "cpu", "gpu", "gpu:1" or "gpu:0,1"; see `fastpair.device.pick`.
@@ -662,7 +712,10 @@ def score(
     inputs = [Path(path) for path in (table, pairs, against) if path is not None]
     check_output(output, overwrite=overwrite, inputs=inputs)
     on_device = _device_bytes(device, device_memory)
+    if resume and is_stream(Path(pairs)):
+        raise ArgumentError(f"--resume needs a pair file, but {pairs} can be read only once")
     begun = time.perf_counter()
+    pairs = received(pairs)
     preparing = threading.Thread(target=_prepare_kernels, name="fastpair-prepare")
     preparing.start()  # takes the interpreter half a second, in which tables are read
     left, right, budget = _load_tables(table, against, memory)
@@ -678,6 +731,8 @@ def score(
         right_column=right_column,
         keys=keys,
         dataset=dataset,
+        unknown=unknown,
+        options=reading,
     )
     choice = pick(device, pairs=source.count)
     room = _check_room(budget, source, thread_count(threads), len(choice.runtimes))
@@ -691,6 +746,7 @@ def score(
         "columns": f"{source.names[0]}, {source.names[1]}, {source.keys}",
         "unit": unit,
         "dataset": str(dataset),
+        "reading": f"{reading}, unknown: {unknown}",
         "kernels": _kernel_digest(),
         "device": choice.kind if left.plan.link in LINKS_BY_DEVICE else "any",
     }
@@ -708,7 +764,8 @@ def score(
         resume=resume,
     ) as file:
         try:
-            resumed = _score_blocks(file, source, scorer, written, progress)
+            isolated = (left.isolated, both.isolated)
+            resumed = _score_blocks(file, source, scorer, written, progress, isolated)
         except DataError:
             file.discard()  # no resume can mend the pair file
             raise
@@ -728,7 +785,8 @@ def score(
         "device_note": choice.note,
         "unit": unit,
         "keys": source.keys,
-        "notes": [note for note in (source.assumed, choice.note) if note],
+        "unknown": source.unknown_pairs,
+        "notes": [n for n in (source.assumed, source.unknown_note(), choice.note) if n],
     }
 
 
@@ -877,8 +935,11 @@ def _score_blocks(
     scorer: PairScorer | GpuPairScorer,
     written: Callable[[np.ndarray], np.ndarray],
     progress: Count,
+    isolated: tuple[np.ndarray | None, np.ndarray | None],
 ) -> int:
     """Score all blocks that are not done; return the pair at which that began."""
+    from fastpair.isolation import isolated_pairs
+
     undone = np.flatnonzero(~file.done)
     if not len(undone):
         progress(source.count)
@@ -888,7 +949,11 @@ def _score_blocks(
     blocks = source.blocks(SCORE_BLOCK, start, threads=scorer.threads)
     wanted = (block for block in blocks if not file.done[block.start // SCORE_BLOCK])
     for block, scores in scorer.stream(wanted):
-        file.write_block(block.start // SCORE_BLOCK, written(scores))
+        values = written(scores)
+        for spoiled in (block.unknown, isolated_pairs(block.left, block.right, isolated)):
+            if spoiled is not None:
+                values = np.where(spoiled, np.float32(np.nan), values)
+        file.write_block(block.start // SCORE_BLOCK, values)
         progress(len(scores))
     return start
 
@@ -1067,6 +1132,8 @@ def matrix(
         which pairs were looked for before the pair kernel decided (None for networks); and
         ``triangle``, whether each pair was walked once.
     """
+    from fastpair.isolation import PairsWithoutIsolated
+
     chosen = (top_k is not None, threshold is not None, dense, histogram)
     if sum(chosen) != 1:
         raise ArgumentError("choose one of top_k, threshold, dense and histogram")
@@ -1097,10 +1164,17 @@ def matrix(
         options: Summary = {"threads": threads, "memory": room, "progress": progress}
         return _all_pairs(choice, rows, right_rows, left.plan, on_device, **options)
 
-    def remaining(start: int) -> RemainingPairs:
+    isolated = (left.isolated, both.isolated)
+
+    def remaining(start: int) -> RemainingPairs | PairsWithoutIsolated:
         progress(start * len(both.rows))
         others = None if right is None else right.rows
-        return RemainingPairs(walk, left.rows, others, budget, start)
+        if all(mask is None for mask in isolated):
+            return RemainingPairs(walk, left.rows, others, budget, start)
+        return PairsWithoutIsolated(from_row, left.rows, others, isolated, start)
+
+    def from_row(rows: np.ndarray, right_rows: np.ndarray | None, start: int) -> RemainingPairs:
+        return RemainingPairs(walk, rows, right_rows, budget, start)
 
     by_device = dense or left.plan.link in LINKS_BY_DEVICE  # other bits on another device
     target = MatrixOutput(

@@ -14,13 +14,15 @@ from fastpair.backend import read_ahead
 from fastpair.blocks import BlockFile, as_text
 from fastpair.compression import write_compressed
 from fastpair.errors import ArgumentError
+from fastpair.isolation import PairsWithoutIsolated
 from fastpair.listing import TEXT_FORMATS, write_listing
 from fastpair.remaining import RemainingPairs
 from fastpair.results import DenseWriter, SparseWriter, TopKWriter, write_histogram
 from fastpair.scipy_files import write_csr, write_npy
 
 Summary = dict[str, Any]
-Remaining = Callable[[int], RemainingPairs]
+Walk = RemainingPairs | PairsWithoutIsolated
+Remaining = Callable[[int], Walk]
 """Gives what walks all pairs from a left row on."""
 
 HDF5 = (".h5", ".hdf5")
@@ -175,7 +177,7 @@ class MatrixOutput:
         return {**found, **_resumed(0, pairs)}
 
 
-def _resumed(start: int, pairs: RemainingPairs | None) -> Summary:
+def _resumed(start: int, pairs: Walk | None) -> Summary:
     about = {"threads": 0, "scan": None, "triangle": False} if pairs is None else pairs.about
     return {"resumed_from": start, **about}
 

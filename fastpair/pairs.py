@@ -6,53 +6,30 @@ without a header.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fastpair.backend import in_order
-from fastpair.columns import LABEL_WORDS, find_columns, has_usual_names, parse_labels
-from fastpair.errors import ArgumentError, DataError
-from fastpair.formats import (
-    BATCH_ROWS,
-    Arrays,
-    Columns,
-    TextColumns,
-    arrays_listed,
-    is_number,
-    is_text_type,
-    open_format,
-)
-from fastpair.hdf5 import reading
-from fastpair.ids import RowsOfIds, all_integers, text_array, text_from_numpy
-
-ARRAY_PAIRS = 1 << 18
-"""Pairs of integers that are read together from arrays."""
-
-ARRAY_TEXTS = 1 << 16
-"""Pairs of text that are read together from arrays."""
+from fastpair.columns import parse_labels
+from fastpair.errors import ArgumentError, DataError, FileError
+from fastpair.formats import AS_FOUND, ReadOptions, is_text_type
+from fastpair.ids import RowsOfIds, all_integers, share_of_integers, text_array
+from fastpair.raw_pairs import RawPairs, known_ids, open_raw_pairs
 
 KEY_BYTES = 1 << 22
 """Bytes of keys that a thread turns into rows together; it needs a few times as much for that."""
 
+
+MOST_NUMBER_WORDS = 0.1
+"""Share of integers among ids that are words, at most: a vocabulary holds a few numbers too."""
+
 MOST_READERS = 8
 """Threads that read and look up keys; more would take memory and find nothing to do."""
-
-Known = Callable[[str, str], bool]
-"""Whether two keys are ids of the left and of the right table."""
-
-
-class ReadBatches(Protocol):
-    """Gives left, right, perhaps label, then further columns from a row on, batch by batch."""
-
-    def __call__(self, start: int, threads: int = 1) -> Iterator[pa.RecordBatch]:
-        """Batches in order; arrays are read by so many threads."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +43,7 @@ class PairBlock:
     label : (b,) float64, or None.
     left_keys, right_keys : the keys as the file has them, (b,), or None if they were not kept.
     extra : further columns that were asked for, each (b,) as the file has it.
+    unknown : which pairs have an unknown id, (b,) bool; None if there are none. Their rows are 0.
     """
 
     start: int
@@ -75,32 +53,7 @@ class PairBlock:
     left_keys: pa.Array | None
     right_keys: pa.Array | None
     extra: tuple[pa.Array, ...] = ()
-
-
-@dataclass(frozen=True)
-class RawPairs:
-    """Keys as they stand in a file, before they are looked up.
-
-    Parameters
-    ----------
-    path : the file.
-    names : of the two key columns; ("left", "right") where there are none.
-    count : M, the number of pairs.
-    label : name of the label column, None if there is none.
-    has_labels : whether batches have labels as a third column.
-    integers : whether both keys are stored as integers, which are rows unless ids say other.
-    read : gives batches of left, right, perhaps label, then further columns from a row on.
-    together : pairs of the largest batch that `read` gives, or about so many.
-    """
-
-    path: Path
-    names: tuple[str, str]
-    count: int
-    label: str | None
-    has_labels: bool
-    integers: bool
-    read: ReadBatches
-    together: int
+    unknown: np.ndarray | None = None
 
 
 class PairSource:
@@ -114,6 +67,7 @@ class PairSource:
     keys : "rows" or "ids", what the keys of the file are.
     assumed : a sentence on why they are taken for that; empty if it was asked for.
     has_labels : whether blocks carry labels.
+    unknown_pairs : pairs with unknown ids among the blocks that were given.
     """
 
     def __init__(
@@ -123,10 +77,12 @@ class PairSource:
         assumed: str,
         tables: tuple[tuple[pa.Array | None, int], tuple[pa.Array | None, int]],
         signed: bool,
+        keep_unknown: bool = False,
     ) -> None:
         self.path, self.names, self.count = raw.path, raw.names, raw.count
         self.keys, self.assumed, self.has_labels = keys, assumed, raw.has_labels
-        self._raw, self._signed = raw, signed
+        self._raw, self._signed, self._keep_unknown = raw, signed, keep_unknown
+        self.unknown_pairs, self._examples = 0, ""
         self._counts = tables[0][1], tables[1][1]
         if keys == "ids":
             left = RowsOfIds(tables[0][0])
@@ -157,13 +113,22 @@ class PairSource:
         threads = min(threads, MOST_READERS)
         pieces = _pieces(self._raw.read(start, threads), start, size)
         parts: list[PairBlock] = []
-        waiting = 0
+        waiting, left = 0, max(0, self.count - start)
         for part in in_order(lambda piece: self._block(*piece, keep_keys), pieces, threads):
             parts.append(part)
             waiting += len(part.left)
+            left -= len(part.left)
+            self.unknown_pairs += 0 if part.unknown is None else int(part.unknown.sum())
+            if left < 0:
+                break
             if waiting == size:
                 yield _one_block(parts)
                 parts, waiting = [], 0
+        if left:
+            raise FileError(
+                f"{self.path} does not hold the {self.count} pairs that it should; it is damaged, "
+                "or changed while it was read."
+            )
         if parts:
             yield _one_block(parts)
 
@@ -186,27 +151,40 @@ class PairSource:
             return numbers
         return numbers + -(-(first.column(0).nbytes + first.column(1).nbytes) // first.num_rows)
 
+    def unknown_note(self) -> str:
+        """A sentence on the pairs whose ids are unknown; empty if there are none."""
+        if not self.unknown_pairs:
+            return ""
+        return f"{self.unknown_pairs} pairs have unknown ids, such as {self._examples}"
+
     def _block(self, batch: pa.RecordBatch, start: int, keep_keys: bool) -> PairBlock:
-        left, right = self._rows(batch.column(0), batch.column(1), start)
+        left, right, unknown = self._rows(batch.column(0), batch.column(1), start)
         label = None
         if self.has_labels:
-            label = parse_labels(batch.column(2), str(self.path), start)
+            label = parse_labels(batch.column(2), str(self.path), start, self._raw.label or "label")
             if self._signed:
                 label = (label + 1) / 2
         kept = (batch.column(0), batch.column(1)) if keep_keys else (None, None)
         extra = tuple(batch.columns[3 if self.has_labels else 2 :])
-        return PairBlock(start, left, right, label, kept[0], kept[1], extra)
+        return PairBlock(start, left, right, label, kept[0], kept[1], extra, unknown)
 
-    def _rows(self, left: pa.Array, right: pa.Array, start: int) -> tuple[np.ndarray, np.ndarray]:
+    def _rows(
+        self, left: pa.Array, right: pa.Array, start: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         sides = [
             Side(str(self.path), self.names[number], keys, start, self._counts[number])
             for number, keys in enumerate((left, right))
         ]
         if self.keys == "rows":
-            return sides[0].row_numbers(), sides[1].row_numbers()
+            return sides[0].row_numbers(), sides[1].row_numbers(), None
         texts = [side.texts() for side in sides]
         found = [rows_of(text) for rows_of, text in zip(self._rows_of, texts, strict=True)]
-        return sides[0].known(texts[0], found[0]), sides[1].known(texts[1], found[1])
+        if self._keep_unknown and min(rows.min(initial=0) for rows in found) < 0:
+            unknown = (found[0] < 0) | (found[1] < 0)
+            for text, rows in zip(texts, found, strict=True):
+                self._examples = self._examples or unknown_examples(text, rows)
+            return np.maximum(found[0], 0), np.maximum(found[1], 0), unknown
+        return sides[0].known(texts[0], found[0]), sides[1].known(texts[1], found[1]), None
 
 
 @dataclass(frozen=True)
@@ -295,16 +273,21 @@ class Side:
         """Rows that were looked up, (b,) int64, unless an id is unknown: -1."""
         if found.min(initial=0) < 0:
             unknown = found < 0
-            examples = pc.unique(texts.filter(pa.array(unknown))).slice(0, 3).to_pylist()
             row = self.start + int(np.flatnonzero(unknown)[0])
-            shown = ", ".join(repr(example) for example in examples)
+            shown = unknown_examples(texts, found)
             rows = " or say --keys rows if they are row numbers" if all_integers(texts) else ""
             raise DataError(
                 f"{self.path} has unknown ids as {self.name}, {unknown.sum()} in this block, "
                 f"such as {shown}, the first in row {row} (counted from 0); "
-                f"use ids that the embeddings carry{rows}."
+                f"use ids that the embeddings carry{rows} (`score --unknown nan` keeps such pairs)."
             )
         return found
+
+
+def unknown_examples(texts: pa.Array, found: np.ndarray) -> str:
+    """The first of the texts that were not found (row -1), for messages."""
+    examples = pc.unique(texts.filter(pa.array(found < 0))).slice(0, 3).to_pylist()
+    return ", ".join(map(repr, examples))
 
 
 def _pieces(
@@ -356,6 +339,10 @@ def _one_block(parts: list[PairBlock]) -> PairBlock:
     labels = [part.label for part in parts if part.label is not None]
     left_keys = [part.left_keys for part in parts if part.left_keys is not None]
     right_keys = [part.right_keys for part in parts if part.right_keys is not None]
+    unknown = None
+    if any(part.unknown is not None for part in parts):
+        masks = [np.zeros(len(p.left), bool) if p.unknown is None else p.unknown for p in parts]
+        unknown = np.concatenate(masks)
     return PairBlock(
         start=parts[0].start,
         left=np.concatenate([part.left for part in parts], dtype=kind),
@@ -364,6 +351,7 @@ def _one_block(parts: list[PairBlock]) -> PairBlock:
         left_keys=pa.concat_arrays(left_keys) if left_keys else None,
         right_keys=pa.concat_arrays(right_keys) if right_keys else None,
         extra=tuple(pa.concat_arrays(list(c)) for c in zip(*(p.extra for p in parts), strict=True)),
+        unknown=unknown,
     )
 
 
@@ -382,12 +370,14 @@ def open_pairs(
     signed_labels: bool = True,
     dataset: str | None = None,
     extra: Sequence[str] = (),
+    unknown: str = "refuse",
+    options: ReadOptions = AS_FOUND,
 ) -> PairSource:
     """Open pairs in any accepted format.
 
     Parameters
     ----------
-    path : CSV, TSV (also .gz), Parquet, .npy, .npz or HDF5.
+    path : a file of any format in docs/formats.md.
     ids, count : ids (unique text, or None) and number of rows of the left table.
     right_ids, right_count : of the right table, default the same table.
     left_column, right_column, label_column : names of columns, default found by their usual names.
@@ -396,6 +386,8 @@ def open_pairs(
     signed_labels : whether labels that are all -1 or 1 become 0 and 1, default True.
     dataset : name of the (M, 2) array in HDF5 or .npz, default `pairs` or the only one.
     extra : names of further columns (or arrays) that blocks carry, default none.
+    unknown : "refuse" (the default) unknown ids, or "nan": keep their pairs, marked as unknown.
+    options : what the file does not say itself.
 
     Returns
     -------
@@ -410,12 +402,10 @@ def open_pairs(
     """
     if keys not in ("auto", "rows", "ids"):
         raise ArgumentError(f"keys is {keys!r}, but must be 'auto', 'rows' or 'ids'.")
+    if unknown not in ("refuse", "nan"):
+        raise ArgumentError(f"unknown is {unknown!r}, but must be 'refuse' or 'nan'.")
     left_table = (ids, count)
     right_table = left_table if right_count is None else (right_ids, right_count)
-
-    def known(left: str, right: str) -> bool:
-        both = ((left_table[0], left), (right_table[0], right))
-        return all(table is not None and pc.index(table, key).as_py() >= 0 for table, key in both)
 
     raw = open_raw_pairs(
         path,
@@ -425,35 +415,15 @@ def open_pairs(
         want_labels=want_labels,
         dataset=dataset,
         extra=extra,
-        known=known,
+        known=known_ids(left_table[0], right_table[0]),
+        options=options,
     )
     meaning, assumed = _meaning(raw, keys, left_table[0], right_table[0])
+    assumed = "; ".join(filter(None, [raw.assumed, assumed]))
     signed = signed_labels and raw.has_labels and _signed_labels(raw)
-    return PairSource(raw, meaning, assumed, (left_table, right_table), signed)
-
-
-def open_raw_pairs(
-    path: str | Path,
-    left: str | None = None,
-    right: str | None = None,
-    label: str | None = None,
-    *,
-    want_labels: bool = False,
-    dataset: str | None = None,
-    extra: Sequence[str] = (),
-    known: Known | None = None,
-) -> RawPairs:
-    """Keys and labels of a pair file as they are; `known` tells a header from a first pair."""
-    file = open_format(path)
-    if isinstance(file, Arrays):
-        raw = _array_pairs(file, dataset, (left, right, label), want_labels, extra)
-    elif dataset is not None:
-        raise ArgumentError(f"--dataset {dataset} has no meaning for the table of columns {path}.")
-    else:
-        raw = _column_pairs(file, (left, right, label), want_labels, extra, known)
-    if not raw.count:
-        raise DataError(f"{path} holds no pairs; give a file that has some.")
-    return raw
+    return PairSource(
+        raw, meaning, assumed, (left_table, right_table), signed, keep_unknown=unknown == "nan"
+    )
 
 
 def _meaning(
@@ -477,6 +447,11 @@ def _meaning(
         return "ids", "keys are ids, because the embeddings carry ids"
     if all_integers(ids) and all_integers(right_ids):
         return "ids", "integers are ids, because all ids of the embeddings are integers"
+    if max(share_of_integers(ids), share_of_integers(right_ids)) > MOST_NUMBER_WORDS:
+        raise DataError(
+            f"{raw.path} has integers for keys, and the embeddings carry integers as well as words "
+            "for ids: say --keys ids or --keys rows."
+        )
     return "rows", "integers are row numbers, because the ids of the embeddings are text"
 
 
@@ -484,147 +459,23 @@ def _signed_labels(raw: RawPairs) -> bool:
     """Whether all labels are -1 or 1 and some are -1; reads the labels once, and so checks them."""
     start, negative, others = 0, False, False
     for batch in raw.read(0):
-        labels = parse_labels(batch.column(2), str(raw.path), start)
+        labels = parse_labels(batch.column(2), str(raw.path), start, raw.label or "label")
         negative |= bool((labels == -1).any())
         others |= bool((np.abs(labels) != 1).any())
         start += batch.num_rows
     return negative and not others
 
 
-def _column_pairs(
-    file: Columns,
-    asked: tuple[str | None, str | None, str | None],
-    want_labels: bool,
-    extra: Sequence[str],
-    known: Known | None,
-) -> RawPairs:
-    unnamed = asked == (None, None, None)
-    if isinstance(file, TextColumns) and unnamed and _is_pair(file.first, known):
-        file.without_header(("left", "right", "label")[: len(file.first)])
-    left, right, label = find_columns(str(file.path), file.names, *asked, want_labels=want_labels)
-    columns = [left, right] + ([label] if want_labels and label is not None else [])
-    for name in extra:
-        if list(file.names).count(name) != 1:
-            raise DataError(
-                f"{file.path} has no single column {name!r}; its columns are "
-                f"{', '.join(map(repr, file.names))}."
-            )
-    read = list(dict.fromkeys([*columns, *extra]))  # a column may be asked for twice
-
-    def batches(start: int, threads: int = 1) -> Iterator[pa.RecordBatch]:
-        for batch in file.batches(read, start):
-            yield batch.select([read.index(name) for name in [*columns, *extra]])
-
-    return RawPairs(
-        path=file.path,
-        names=(left, right),
-        count=file.count_rows(read),
-        label=label,
-        has_labels=len(columns) == 3,
-        integers=all(pa.types.is_integer(file.type_of(name)) for name in (left, right)),
-        read=batches,
-        together=BATCH_ROWS,
-    )
-
-
-def _is_pair(first: Sequence[str], known: Known | None) -> bool:
-    """Whether a first line is no header but a pair, of row numbers or of known ids."""
-    if len(first) not in (2, 3):
-        return False
-    if all(map(is_number, first)):
-        return True
-    if known is None or has_usual_names(first) or not known(first[0], first[1]):
-        return False
-    return len(first) == 2 or is_number(first[2]) or first[2].strip().lower() in LABEL_WORDS
-
-
-def _array_pairs(
-    file: Arrays,
-    dataset: str | None,
-    asked: tuple[str | None, str | None, str | None],
-    want_labels: bool,
-    extra: Sequence[str],
-) -> RawPairs:
-    left, right = asked[0] or "left", asked[1] or "right"
-    if dataset is None and left in file.entries and right in file.entries:
-        sources: list[tuple[str, int | None]] = [(left, None), (right, None)]
-    else:
-        name = _pair_array(file, dataset)
-        sources = [(name, 0), (name, 1)]
-        left, right = "left", "right"
-    count = file.entries[sources[0][0]][0][0]
-    label = asked[2] or ("label" if "label" in file.entries else None)
-    names = [name for name, _ in sources] + ([label] if want_labels and label else [])
-    for name in [*names, *extra]:
-        if name not in file.entries or file.entries[name][0][:1] != (count,):
-            raise DataError(
-                f"{file.path} has no array {name!r} of {count} rows; "
-                f"it holds {arrays_listed(file)}."
-            )
-    if want_labels and label is None:
-        raise DataError(
-            f"{file.path} has no labels but labels are needed; it holds {arrays_listed(file)}: "
-            "name the array with labels with --label."
-        )
-
-    integers = all(not isinstance(file.entries[name][1], str) for name, _ in sources)
-    least = ARRAY_PAIRS if integers else ARRAY_TEXTS
-    together = max(file.rows_together(name, least) for name in names) if integers else least
-
-    def read(start: int, threads: int = 1) -> Iterator[pa.RecordBatch]:
-        if start >= count:
-            return
-        ends = [*range(start // together * together + together, count, together), count]
-        with reading(file.path), file.opened() as read_rows:
-
-            def batch(part: tuple[int, int]) -> pa.RecordBatch:
-                parts = {name: read_rows(name, *part) for name in {*names, *extra}}
-                arrays = [_arrow(parts[name], column) for name, column in sources]
-                arrays += [_arrow(parts[name], None) for name in [*names[2:], *extra]]
-                return pa.RecordBatch.from_arrays(arrays, [str(n) for n in range(len(arrays))])
-
-            yield from in_order(batch, pairwise([start, *ends]), threads)
-
-    return RawPairs(
-        file.path, (left, right), count, label, len(names) == 3, integers, read, together
-    )
-
-
-def is_key(dtype: np.dtype | str) -> bool:
-    """Whether an array of this type may hold keys: text or integers."""
-    return isinstance(dtype, str) or dtype.kind in "iu"
-
-
-def _arrow(values: np.ndarray | pa.Array, column: int | None) -> pa.Array:
-    if not isinstance(values, np.ndarray):
-        return values
-    one = values if column is None else values[:, column]
-    if one.dtype.kind in "SUO":
-        return text_from_numpy(one)
-    return pa.array(np.ascontiguousarray(one).astype(one.dtype.newbyteorder("="), copy=False))
-
-
-def _pair_array(file: Arrays, dataset: str | None) -> str:
-    entries = file.entries
-    if dataset is not None and dataset not in entries:
-        raise DataError(f"{file.path} has no array {dataset!r}; it holds {arrays_listed(file)}.")
-    keys = [name for name, (shape, dtype) in entries.items() if len(shape) == 2 and is_key(dtype)]
-    usual = ["pairs"] if "pairs" in entries else keys if len(keys) == 1 else list(entries)
-    names = [dataset] if dataset is not None else usual
-    if len(names) != 1:
-        raise DataError(
-            f"{file.path} does not say which array holds the pairs; it holds "
-            f"{arrays_listed(file)}: name one with --dataset."
-        )
-    shape, dtype = entries[names[0]]
-    if len(shape) != 2 or shape[1] != 2:
-        hint = "; turn it with .T" if len(shape) == 2 and shape[0] == 2 else ""
-        raise DataError(
-            f"{file.path}: {names[0]!r} has shape {shape}, but pairs have shape (pairs, 2){hint}."
-        )
-    if not is_key(dtype):
-        raise DataError(
-            f"{file.path}: {names[0]!r} has type {dtype}, but pairs of row numbers are integers; "
-            "convert it, for example with .astype('int64')."
-        )
-    return names[0]
+def repeats_note(left: np.ndarray, right: np.ndarray, labels: np.ndarray) -> str:
+    """A sentence on pairs (M,) that occur repeatedly, in either order; empty if none does."""
+    rows = np.maximum(left, right).max(initial=0) + 1
+    codes = np.minimum(left, right).astype(np.int64) * np.int64(rows) + np.maximum(left, right)
+    order = np.argsort(codes, kind="stable")
+    codes, labels = codes[order], labels[order]
+    starts = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]]))
+    repeated = int((np.diff([*starts, len(codes)]) > 1).sum())
+    if not repeated:
+        return ""
+    lowest, highest = np.minimum.reduceat(labels, starts), np.maximum.reduceat(labels, starts)
+    conflicts = int((lowest != highest).sum())
+    return f"{repeated} pairs occur more than once, {conflicts} of them with different labels"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fastpair import chunks
 from fastpair.errors import DataError, FileError
-from fastpair.hdf5 import Hdf5Arrays
+from fastpair.hdf5_arrays import Hdf5Arrays
 from fastpair.ids import RowsOfIds, text_parts
 from fastpair.kernels import lookup
 from fastpair.pairs import open_pairs
@@ -165,7 +165,7 @@ def test_blocks_are_the_same_for_any_number_of_threads(
         file.create_dataset("pairs", data=pairs, chunks=(min(rows, count), 2), compression="gzip")
     names = pa.array([str(number) for number in range(100)]) if ids else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastpair.pairs.ARRAY_PAIRS", 8)
+        patch.setattr("fastpair.raw_pairs.ARRAY_PAIRS", 8)
         patch.setattr("fastpair.pairs.KEY_BYTES", 100)
         patch.setattr(chunks, "LEAST_CHUNK", 1)
         source = open_pairs(path, ids=names, count=100)
@@ -183,7 +183,7 @@ def test_the_first_bad_pair_is_named_whichever_thread_finds_one(tmp_path):
     with h5py.File(tmp_path / "p.h5", "w") as file:
         file["pairs"] = pairs
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastpair.pairs.ARRAY_PAIRS", 50)
+        patch.setattr("fastpair.raw_pairs.ARRAY_PAIRS", 50)
         source = open_pairs(tmp_path / "p.h5", ids=None, count=5)
         with pytest.raises(DataError, match="has 5 as right in row 1234 "):
             list(source.blocks(1000, threads=4))
