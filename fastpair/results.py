@@ -305,6 +305,8 @@ class _Matrix(Output):
 class DenseWriter(_Matrix):
     """Writes all scores, `matrix` (N, N') float32; to be used in a `with` statement.
 
+    `LookupWriter` writes what a lookup gave, `output` (N, d), in the same way.
+
     Parameters
     ----------
     path : the file to make.
@@ -313,6 +315,8 @@ class DenseWriter(_Matrix):
     attributes : attributes of the file, such as the unit.
     overwrite : whether an existing file may be replaced, default False.
     """
+
+    form, dataset = "dense", "matrix"
 
     def __init__(
         self,
@@ -327,13 +331,13 @@ class DenseWriter(_Matrix):
         self.shape = shape
         super().__init__(
             path,
-            "dense",
+            self.form,
             ids=ids,
             ids_right=ids_right,
             attributes=attributes,
             overwrite=overwrite,
         )
-        self._start = self.place("matrix")
+        self._start = self.place(self.dataset)
         try:
             with writing(self.path):
                 self.file.flush()
@@ -344,7 +348,7 @@ class DenseWriter(_Matrix):
 
     def lay_out(self, file: h5py.File) -> None:
         """Make the data set, whose place is fixed from now on."""
-        allocate(file, "matrix", self.shape, "<f4")
+        allocate(file, self.dataset, self.shape, "<f4")
 
     def write(self, row: int, column: int, tile: np.ndarray) -> None:
         """Write a tile (b, b') float32 whose first number belongs to (row, column)."""
@@ -362,6 +366,12 @@ class DenseWriter(_Matrix):
                 place = self._start + 4 * ((row + number) * columns + column)
                 write_at(self.staging.descriptor, strip, place)
             self.staging.flushing.wrote(tile.nbytes)
+
+
+class LookupWriter(DenseWriter):
+    """Writes what a lookup gave, `output` (N, d) float32, with the ids of the queries."""
+
+    form, dataset = "lookup", "output"
 
 
 class SparseWriter(_Matrix):
