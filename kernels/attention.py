@@ -195,10 +195,8 @@ exponentials = _linked(
 
 
 @jit
-def _block_scores(table, walk, panel, first, keys, limits, near, weights):
+def _block_scores(table, walk, panel, first, keys, limits, near, floors, nothing, masks, weights):
     """Fill rows HEADER on of `weights` with a panel of queries' linked scores of `keys` keys."""
-    masks = np.empty(TILE_ROWS, np.int64)
-    floors, nothing = _no_floors()
     for n in range((keys + TILE_ROWS - 1) // TILE_ROWS):
         register_tile(
             walk.form,
@@ -271,7 +269,9 @@ def attend(table, walk, task, values, factor, limits, near, greatest, sums, outp
         keys = min(KEYS, walk.left_count - low)
         for panel in range(first, last):
             n = panel - first
-            _block_scores(table, walk, panel, low, keys, limits, near, weights)
+            _block_scores(
+                table, walk, panel, low, keys, limits, near, floors, nothing, masks, weights
+            )
             if not walk.distinct:
                 _leave_out_itself(walk, panel, low, keys, weights)
             before[0] = greatest[n]
