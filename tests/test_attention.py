@@ -1,6 +1,9 @@
 """Soft lookup: a softmax over all keys, or some, however tiles, threads and memory cut the work."""
 
 import math
+import os
+import subprocess
+import sys
 from unittest.mock import patch
 
 import numpy as np
@@ -114,6 +117,7 @@ def test_bits_do_not_depend_on_threads_tasks_memory_or_other_queries(seed, link)
     values = rng.normal(size=(len(keys), 7)).astype(np.float32)
     with patch.multiple(attention, _SPAN_BYTES=1):
         whole = collect(SoftLookup(queries, keys, plan, values, threads=1))
+        assert_close(whole, softmax_means(pair_scores(queries, keys, plan), values, 1), values)
         with patch.multiple(attention, _QUERIES_A_TASK=1):
             cut = SoftLookup(queries, keys, plan, values, threads=3)
             assert collect(cut).tobytes() == whole.tobytes()
@@ -292,3 +296,38 @@ def test_tables_of_two_models_do_not_meet(tmp_path):
         fastpair.lookup(one, other, np.ones((5, 1)))
     with pytest.raises(ArgumentError, match="both in one form"):
         fastpair.lookup(one, np.eye(5), np.ones((5, 1)))
+
+
+OTHER_SHAPE = """
+import numpy as np
+import llvmlite.binding as llvm
+import fastpair.kernels.simd as simd
+
+features, llvm.get_default_triple = {features!r}, lambda: {triple!r}
+simd.cpu_features = lambda: features
+import fastpair
+from fastpair.kernels import tile
+
+assert (tile.TILE_ROWS, tile.TILE_COLUMNS) == {shape}
+found = fastpair.lookup(*np.load("inputs.npy"), temperature=0.5, head="euclidean")
+np.save("found.npy", found)
+"""
+"""What a CPU with other registers computes; LLVM makes do with those of this one."""
+
+
+def test_a_tile_of_another_shape_gives_the_same_bits(tmp_path):
+    inputs = np.random.default_rng(10).normal(size=(3, 500, 10)).astype(np.float32)
+    np.save(tmp_path / "inputs.npy", inputs)
+    wide = TILE_COLUMNS == 48
+    script = OTHER_SHAPE.format(
+        features="" if wide else "+avx512f",
+        triple="aarch64-linux" if wide else "x86_64-linux",
+        shape=(8, 12) if wide else (8, 48),
+    )
+    own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "NUMBA_CACHE_DIR": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=own, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    here = fastpair.lookup(*inputs, temperature=0.5, head="euclidean")
+    assert np.load(tmp_path / "found.npy").tobytes() == here.tobytes()
