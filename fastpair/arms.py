@@ -27,6 +27,7 @@ from fastpair.model import (
 )
 from fastpair.objectives import SPREAD, find_losses
 from fastpair.towers import STARTS, Tower, parse_tower, principal_directions, start_tower
+from fastpair.transitivity import Triples
 
 FEWEST_STEPS = 150
 """With few pairs there are more epochs than an arm says, up to about this many batches."""
@@ -99,6 +100,10 @@ OPTIONS = tuple(field.name for field in fields(Arm) if field.name not in _NO_OPT
 """Settings of an arm that `train` takes; each replaces that setting in every arm."""
 
 
+MAY_BE_0 = ("pull", "reflexive", "transitive", "consistency")
+"""Numbers that may be 0 where others must be above it."""
+
+
 def choose_arms(names: str | None, options: dict[str, Any], columns: int) -> list[Arm]:
     """Return the arms that are tried, with the settings of the user in them."""
     unknown = set(options) - set(OPTIONS)
@@ -130,7 +135,9 @@ def choose_arms(names: str | None, options: dict[str, Any], columns: int) -> lis
 def check_numbers(**numbers: float) -> None:
     """Refuse settings that are not numbers above 0; some may be 0."""
     for name, value in numbers.items():
-        least = 0 if name in ("pull", "reflexive", "consistency") else np.nextafter(0, 1)
+        least = (
+            0 if name in ("pull", "reflexive", "transitive", "consistency") else np.nextafter(0, 1)
+        )
         if not least <= value < np.inf:
             raise ArgumentError(f"{name} is {value}, expected a number above 0")
 
@@ -221,6 +228,7 @@ class Task:
         renumbered = [np.searchsorted(self.used, side).astype(side.dtype) for side in sides]
         self.given = replace(given, left=renumbered[0], right=renumbered[1])
         self.held = replace(held, left=renumbered[2], right=renumbered[3])
+        self.triples = Triples(self.given) if settings["transitive"] > 0 else None
         rng = np.random.default_rng([settings["seed"], 1])
         self.sample = _sample(embeddings, ROWS_LOOKED_AT, rng)
         self.reference = np.array(_sample(embeddings, MOST_REFERENCE_ROWS, rng), np.float32)
@@ -351,6 +359,8 @@ def start_learner(arm: Arm, task: Task, rng: np.random.Generator) -> Learner:
         density=None if density is None else density[1],
         dropout=arm.dropout,
         reflexive=task.settings["reflexive"],
+        transitive=task.settings["transitive"],
+        triples=task.triples,
         consistency=task.settings["consistency"],
         anchored="triplet" in arm.loss,
     )

@@ -397,6 +397,18 @@ def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
     help="Penalty where others score higher than oneself.",
 )
 @click.option(
+    "--transitive",
+    type=click.FloatRange(0),
+    metavar="WEIGHT",
+    help="Penalty where x and z score lower than both with a y that they are good pairs with.",
+)
+@click.option(
+    "--close-positives", is_flag=True, help="Add the good pairs that chains of good pairs imply."
+)
+@click.option(
+    "--apart", type=_path, metavar="PAIRS", help="Test pairs that --close-positives must not add."
+)
+@click.option(
     "--consistency",
     type=click.FloatRange(0),
     metavar="WEIGHT",
@@ -583,6 +595,11 @@ def _evaluation_lines(summary: Summary) -> list[str]:
         lines += ["", *_group_lines(groups, column)]
     if "properties" in summary:
         lines += ["", *_property_lines(summary["properties"])]
+        lines += [
+            f"raw cosine: {line}"
+            for line in _property_lines(summary["raw_cosine"]["properties"])
+            if not line.startswith("symmetry")
+        ]
     return lines
 
 
@@ -623,8 +640,12 @@ def _property_lines(found: Summary) -> list[str]:
     lines.append(
         f"reflexivity: {reflexive['beaten']:.2%} of {reflexive['entities']} sampled entities have "
         "another one that scores higher than they do with themselves"
+        + (" (by its formula there is none but for rounding)" if reflexive["guaranteed"] else "")
     )
-    for kind, what in (("transitivity", "transitivity"), ("triangle", "triangle inequality")):
+    for kind, what in (
+        ("transitivity", "transitivity (Lukasiewicz)"),
+        ("triangle", "triangle inequality"),
+    ):
         for name, triples in (found[kind] or {}).items():
             if triples["triples"]:
                 lines.append(
@@ -800,6 +821,17 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
     "--bins", type=click.IntRange(1, 10**6), help="Bins of the histogram.  [default: 100]"
 )
 @click.option("--against", type=_path, metavar="TABLE", help="Table of the right entities.")
+@click.option(
+    "--lookup",
+    type=_path,
+    metavar="VALUES",
+    help="A row of numbers a right entity: write their softmax average by score, over all right "
+    "entities, or those of --top-k or --threshold.",
+)
+@click.option(
+    "--temperature", type=float, metavar="T", help="Scores are divided by T.  [default: 1]"
+)
+@click.option("--no-self", is_flag=True, help="In a lookup, an entity does not find itself.")
 @_compression
 @_resume
 @_threads
@@ -810,11 +842,18 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
 def matrix(as_json: bool, output: Path, **options: Any) -> None:
     """Score all pairs of TABLE, or of TABLE and another one, and keep what is asked for.
 
-    Choose one of --top-k, --threshold, --dense and --histogram. An entity is not paired with
-    itself, but in a dense matrix. The output is HDF5 (.h5, .hdf5); a dense matrix may be .npy,
-    pairs above a threshold .npz (CSR for SciPy), the best of each row .parquet, .csv or .tsv, a
-    histogram .csv or .tsv. A histogram begins anew after an interruption.
+    Choose one of --top-k, --threshold, --dense, --histogram and --lookup, the last also with one of
+    the first two. An entity is not paired with itself, but in a dense matrix and in a lookup. The
+    output is HDF5 (.h5, .hdf5); a dense matrix may be .npy, pairs above a threshold .npz (CSR for
+    SciPy), the best of each row .parquet, .csv or .tsv, a histogram .csv or .tsv. A histogram and a
+    lookup begin anew after an interruption.
     """
+    soft = {name: options.pop(name) for name in ("lookup", "temperature", "no_self")}
+    if soft["lookup"] is not None:
+        _look_up(as_json, output, soft, options)
+        return
+    if soft["temperature"] is not None or soft["no_self"]:
+        raise click.UsageError("--temperature and --no-self go with --lookup")
     chosen = [
         name
         for name in ("top_k", "threshold", "dense", "histogram")
@@ -833,6 +872,36 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
         as_json,
         f"{summary['pairs']} pairs in {summary['seconds']:.1f} s, "
         f"{_short(summary['pairs_per_second'])}pairs/s -> {output}",
+    )
+
+
+def _look_up(as_json: bool, output: Path, soft: Summary, options: Summary) -> None:
+    """Answer `fastpair matrix --lookup`."""
+    for name in ("dense", "histogram", "bins", "compression", "resume", "device_memory"):
+        if options.pop(name):
+            raise click.UsageError(f"--{name.replace('_', '-')} does not go with --lookup")
+    if options.pop("device") not in ("auto", "cpu"):
+        raise click.UsageError("--lookup runs on the CPU: leave out --device")
+    if options["top_k"] is not None and options["threshold"] is not None:
+        raise click.UsageError("choose one of --top-k and --threshold")
+    if soft["temperature"] is not None:
+        options["temperature"] = soft["temperature"]
+    from fastpair.soft_lookup import soft_lookup
+
+    with Meter("pairs") as meter:
+        reports: Summary = {"progress": meter, "expect": meter.expect}
+        summary = soft_lookup(
+            output=output,
+            values=soft["lookup"],
+            itself=not soft["no_self"],
+            **reports,
+            **options,
+        )
+    _finish(
+        summary,
+        as_json,
+        f"{' x '.join(map(str, summary['shape']))} averages over {summary['pairs']} pairs in "
+        f"{summary['seconds']:.1f} s, {_short(summary['pairs_per_second'])}pairs/s -> {output}",
     )
 
 

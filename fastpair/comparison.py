@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fastpair.calibration import fit_combination
 from fastpair.evaluation import (
     Scored,
     complete_group,
@@ -52,7 +53,7 @@ class Similarity:
     """
 
     def __init__(self, model: Model, embeddings: np.ndarray, threads: int | None = None) -> None:
-        self.model, self.threads = model, threads
+        self.model, self.embeddings, self.threads = model, embeddings, threads
         self.right_rows: np.ndarray | None = None
         if model.asymmetric:
             self.rows, self.plan = fold(model, embeddings, side="left", threads=threads)
@@ -87,6 +88,11 @@ class Similarity:
         tables = self.rows[queries], right[candidates]
         found = list(all_pairs(*tables, self.plan, threads=self.threads).top_k(k))
         return np.concatenate([f[2] for f in found]), np.concatenate([f[1] for f in found])
+
+    def recalibrated(self, slope: float, offset: float) -> Similarity:
+        """Return the same similarity in log-odds ``offset + slope * score``."""
+        model = self.model.calibrated(slope, offset, unit="log-odds")
+        return Similarity(model, self.embeddings, self.threads)
 
     @property
     def most_recall_pairs(self) -> int:
@@ -222,6 +228,22 @@ def compare(
     }
     options: Summary = {"good": good, "graded": graded, "draws": draws, "seed": seed}
     return Comparison((a, b), labels, scored, similarities, options)
+
+
+def calibrated_cosine(comparison: Comparison) -> Similarity:
+    """Return the raw cosine over the same entities, in log-odds if that can be fitted.
+
+    It is fitted to the comparison's own pairs, as probabilities are needed to tell how transitive
+    the raw cosine is; its ranking does not change.
+    """
+    plain, truth = comparison.similarities["raw_cosine"], comparison.truth
+    if truth is None or truth.all() or not truth.any():
+        return plain
+    scores = comparison.scored["raw_cosine"].scores.astype(np.float64)
+    slope, offset = fit_combination(scores[None], truth.astype(np.float64), False)
+    if slope <= 0:
+        return plain
+    return plain.recalibrated(float(slope), float(offset))
 
 
 def seen_breakdown(comparison: Comparison, seen: np.ndarray) -> Summary:

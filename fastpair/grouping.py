@@ -249,6 +249,7 @@ class _ScoredAnew:
         self, table: Table, path: Path, scored: ScoredPairs, sign: float, threads: int | None
     ) -> None:
         self.scorer, self.sign = PairScorer(table.rows, table.plan, threads=threads), sign
+        self.isolated = table.isolated
         left, right, scores = next(scored.blocks())
         some = np.flatnonzero(~np.isnan(scores))[:SCORES_COMPARED]
         anew = self.scorer(left[some], right[some])
@@ -266,6 +267,8 @@ class _ScoredAnew:
         left, right = np.triu_indices(len(rows), 1)
         own = self.sign * self.form(self.scorer(rows[left], rows[right])).astype(np.float64)
         scores[left, right] = scores[right, left] = own
+        if self.isolated is not None:
+            scores[self.isolated[rows]] = scores[:, self.isolated[rows]] = np.nan
         return scores
 
 

@@ -133,6 +133,7 @@ def train(
     output: Path,
     *,
     valid: Path | None = None,
+    apart: Path | None = None,
     good: float | None = None,
     graded: bool = False,
     left_column: str | None = None,
@@ -155,6 +156,7 @@ def train(
     Parameters
     ----------
     embeddings, pairs, valid : files of any accepted format.
+    apart : pairs, such as those of a test, that `close_positives` must not add.
     good : a label of at least this is a good pair.
     graded : labels are grades and the grade itself is learned.
     weight_column : column of `pairs` that says how much each of them counts.
@@ -177,7 +179,7 @@ def train(
 
     if graded and good is not None:
         raise ArgumentError("--good makes labels good or bad, --graded learns grades: choose one")
-    inputs = [Path(path) for path in (embeddings, pairs, valid) if path is not None]
+    inputs = [Path(path) for path in (embeddings, pairs, valid, apart) if path is not None]
     check_output(Path(output), overwrite=overwrite, inputs=inputs)
     if log is not None:
         check_output(log, overwrite=overwrite or resume, inputs=inputs)
@@ -205,6 +207,8 @@ def train(
             valid, source, None, sampled, columns
         )
         held = (held_left, held_right, truth(held_labels, good, graded, valid))
+    if apart is not None:
+        settings["apart"] = _rows_of_pairs(apart, source, left_column, right_column, keys)
     true = truth(labels, good, graded, pairs)
     if good is not None and not true.any():
         raise DataError(
@@ -323,6 +327,18 @@ def _pairs_to_learn(
     return left, right, labels, weights, assumed
 
 
+def _rows_of_pairs(
+    path: Path, source: EmbeddingSource, left: str | None, right: str | None, keys: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read left and right rows (M,) of the pairs of a file."""
+    columns = {"left_column": left, "right_column": right, "keys": keys}
+    pairs = open_pairs(path, ids=source.ids, count=source.shape[0], **columns)  # type: ignore[arg-type]
+    blocks = [(block.left, block.right) for block in pairs.blocks(SCORE_BLOCK)]
+    if not blocks:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return tuple(np.concatenate(side) for side in zip(*blocks, strict=True))  # type: ignore[return-value]
+
+
 def _has_labels(path: Path, source: EmbeddingSource, columns: dict[str, Any]) -> bool:
     names = (columns["left_column"], columns["right_column"], columns["label_column"])
     known = known_ids(source.ids, source.ids)
@@ -392,7 +408,8 @@ def evaluate(
         one and no entity seen there are then measured apart, under ``entities``.
     by : columns of the pair file whose values are measured apart, under ``by``.
     bootstrap : draws for the intervals, 0: none.
-    properties : measure symmetry, reflexivity and transitivity too, under ``properties``.
+    properties : measure symmetry, reflexivity and transitivity too, under ``properties``, and for
+        the raw cosine under ``raw_cosine``.
     seed : of the bootstrap and of samples.
     reading : what the pair files do not say themselves; of the embeddings `follow_links` alone.
 
@@ -401,7 +418,7 @@ def evaluate(
     summary : what `evaluation.measure` gives for the model, for the raw cosine under
         ``raw_cosine`` and for the unlabelled PCA under ``unlabelled_pca``; ``recall_at``.
     """
-    from fastpair.comparison import breakdown, compare, seen_breakdown
+    from fastpair.comparison import breakdown, calibrated_cosine, compare, seen_breakdown
     from fastpair.properties import measure_properties
 
     begun = time.perf_counter()
@@ -441,6 +458,8 @@ def evaluate(
             notes.append(f"{name} has {rest} more values, rarer than those shown")
     if properties:
         result["properties"] = measure_properties(comparison.similarities["model"], seed=seed)
+        before = calibrated_cosine(comparison)
+        result["raw_cosine"]["properties"] = measure_properties(before, seed=seed)
     return {**result, "unit": similarity.unit, "notes": notes, "seconds": _since(begun)}
 
 
@@ -750,7 +769,11 @@ def score(
         "kernels": _kernel_digest(),
         "device": choice.kind if left.plan.link in LINKS_BY_DEVICE else "any",
     }
-    attributes: Summary = {"unit": unit, "model_fingerprint": left.fingerprint}
+    attributes: Summary = {
+        "unit": unit,
+        "model_fingerprint": left.fingerprint,
+        "two_tables": right is not None,
+    }
     if decision:
         attributes["threshold"] = left.threshold
     scoring_begun = time.perf_counter()
@@ -1190,7 +1213,11 @@ def matrix(
             "kernels": _kernel_digest(),
             "device": choice.kind if by_device else "any",
         },
-        attributes={"unit": left.unit, "model_fingerprint": left.fingerprint},
+        attributes={
+            "unit": left.unit,
+            "model_fingerprint": left.fingerprint,
+            "two_tables": right is not None,
+        },
         compression=compression,
         overwrite=overwrite,
         resume=resume,

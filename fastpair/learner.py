@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from fastpair.heads import Concat, find_head, link_slope
 from fastpair.model import RIGHT_TOWER, TOWER, Branch, Preparation
-from fastpair.objectives import Batch, Loss, reflexivity
+from fastpair.objectives import Batch, Loss, reflexivity, transitivity
 
 Key = tuple[int, str]  # number of the branch, `SUM` for what belongs to none, and a name
 SUM = -1
@@ -100,10 +100,18 @@ class Entities:
     ----------
     rows : (U, n) prepared rows.
     left, right : (M,) numbers of these rows.
+    triples : (3, T) numbers of these rows x, y and z, of which x and z shall be similar because
+        both are similar to y; default none.
     """
 
-    def __init__(self, rows: np.ndarray, left: np.ndarray, right: np.ndarray):
-        self.rows, self.left, self.right = rows, left, right
+    def __init__(
+        self,
+        rows: np.ndarray,
+        left: np.ndarray,
+        right: np.ndarray,
+        triples: np.ndarray | None = None,
+    ):
+        self.rows, self.left, self.right, self.triples = rows, left, right, triples
 
     @cached_property
     def _sides(self) -> tuple[_Chosen, _Chosen]:
@@ -296,7 +304,9 @@ def batch_gradients(
     losses: list[Loss],
     *,
     density: tuple[np.ndarray, np.ndarray] | None = None,
+    triple_density: np.ndarray | None = None,
     reflexive: float = 0.0,
+    transitive: float = 0.0,
     consistency: float = 0.0,
     meanwhile: Callable[[], None] | None = None,
 ) -> tuple[float, dict[Key, np.ndarray]]:
@@ -305,12 +315,14 @@ def batch_gradients(
     Parameters
     ----------
     score : the raw score.
-    entities : prepared rows and the M pairs of them.
+    entities : prepared rows, the M pairs of them and, for `transitive`, T triples.
     batch : targets, weights and entities of the pairs.
     losses : as `fastpair.objectives.find_losses` gives them.
     density : (M, 3) of the left and of the right entities, or None.
+    triple_density : (3, T, 3) of the entities of triples, or None.
     reflexive : weight of the penalty on entities that score higher with others than with
         themselves.
+    transitive : weight of the penalty on triples, see `fastpair.objectives.transitivity`.
     consistency : weight of the mean squared difference of the two orders of concat heads.
     meanwhile : called when the branches wait for the losses, to give the pool other work.
 
@@ -320,13 +332,21 @@ def batch_gradients(
     """
     left, right = entities.left, entities.right
     count = len(left)
-    summed = None if density is None else density[0] + density[1]
+    pairs = [(left, right)]
+    summed = [] if density is None else [density[0] + density[1]]
     if reflexive > 0:  # the pairs of left and of right entities with themselves follow
-        lefts, rights = np.concatenate([left, left, right]), np.concatenate([right, left, right])
-        entities = Entities(entities.rows, lefts, rights)
-        if density is not None and summed is not None:
-            summed = np.concatenate([summed, 2 * density[0], 2 * density[1]])
-    raw, cache = score.forward(entities, summed)
+        pairs += [(left, left), (right, right)]
+        summed += [] if density is None else [2 * density[0], 2 * density[1]]
+    if transitive > 0 and entities.triples is not None:  # then the three pairs of each triple
+        x, y, z = entities.triples
+        pairs += [(x, y), (y, z), (x, z)]
+        if triple_density is not None:
+            a, b, c = triple_density
+            summed += [a + b, b + c, a + c]
+    if len(pairs) > 1:
+        lefts, rights = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        entities = Entities(entities.rows, lefts, rights, entities.triples)
+    raw, cache = score.forward(entities, np.concatenate(summed) if summed else None)
     if meanwhile is not None:
         meanwhile()
     value, upstream = 0.0, np.zeros_like(raw)
@@ -334,11 +354,17 @@ def batch_gradients(
         one, slope = loss(raw[:count], batch)
         value += one
         upstream[:count] += slope
+    done = count
     if reflexive > 0:
-        own_left, own_right = raw[count : 2 * count], raw[2 * count :]
+        done = 3 * count
+        own_left, own_right = raw[count : 2 * count], raw[2 * count : done]
         one, *slopes = reflexivity(raw[:count], own_left, own_right, batch.share)
         value += reflexive * one
-        upstream += reflexive * np.concatenate(slopes)
+        upstream[:done] += reflexive * np.concatenate(slopes)
+    if len(raw) > done:
+        one, *slopes = transitivity(*np.split(raw[done:], 3))
+        value += transitive * one
+        upstream[done:] += transitive * np.concatenate(slopes)
     gradients = score.backward(upstream, cache)
     if consistency > 0:
         one, more = score.consistency(cache, batch.share)
@@ -365,6 +391,17 @@ class Rates:
     pull: float = 0.0
 
 
+class Drawn(Protocol):
+    """What triples are drawn from, such as `fastpair.transitivity.Triples`."""
+
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Return up to `count` triples (3, T) of row numbers."""
+
+
+_Step = tuple[np.ndarray, np.ndarray | None]
+"""Numbers of some pairs, and triples (3, T) of rows or None."""
+
+
 class Learner:
     """A raw score while it is learned, and the state of Adam.
 
@@ -377,7 +414,8 @@ class Learner:
     rates : see there.
     density : (U, 3) float32 density of each row, or None.
     dropout : share of the numbers of each input row that a step does not see.
-    reflexive, consistency : weights of these penalties, see `batch_gradients`.
+    reflexive, transitive, consistency : weights of these penalties, see `batch_gradients`.
+    triples : where triples for `transitive` are drawn from.
     anchored : whether pairs of one left entity shall come into one batch.
     """
 
@@ -392,13 +430,20 @@ class Learner:
         density: np.ndarray | None = None,
         dropout: float = 0.0,
         reflexive: float = 0.0,
+        transitive: float = 0.0,
         consistency: float = 0.0,
+        triples: Drawn | None = None,
         anchored: bool = False,
     ):
         self.score, self.rows, self.pairs = score, rows, pairs
         self.losses, self.rates = losses, rates
         self.density, self.dropout, self.anchored = density, dropout, anchored
-        self.penalties = {"reflexive": reflexive, "consistency": consistency}
+        self.triples = triples if transitive > 0 else None
+        self.penalties = {
+            "reflexive": reflexive,
+            "transitive": transitive,
+            "consistency": consistency,
+        }
         low, spread = pairs.labels.min(), np.ptp(pairs.labels)
         self.targets = ((pairs.labels - low) / (spread or 1)).astype(np.float32)
         weights = np.ones(len(pairs)) if pairs.weights is None else pairs.weights
@@ -414,19 +459,19 @@ class Learner:
 
     def epoch(self, epochs: int, batch: int, rng: np.random.Generator) -> float:
         """Learn from each pair once, as one of `epochs` times; return the mean loss."""
-        dealt = self._batches(batch, rng)
+        dealt = [self._step_of(chosen, rng) for chosen in self._batches(batch, rng)]
         losses, fetched = [], None
-        for number, chosen in enumerate(dealt):
-            entities = self._entities(chosen) if fetched is None else fetched.result()
+        for number, step in enumerate(dealt):
+            entities = self._entities(step) if fetched is None else fetched.result()
             fetched, following = None, dealt[number + 1 : number + 2]
 
-            def fetch(following: list[np.ndarray] = following) -> None:
+            def fetch(following: list[_Step] = following) -> None:
                 nonlocal fetched
                 if self.score.pool is not None and following:
                     fetched = self.score.pool.submit(self._entities, following[0])
 
             done = self.steps / (epochs * len(dealt))
-            losses.append(self._learn_from(chosen, entities, done, rng, fetch))
+            losses.append(self._learn_from(step, entities, done, rng, fetch))
         return float(np.mean(losses))
 
     def seconds_a_step(self, batch: int, rng: np.random.Generator) -> float:
@@ -434,24 +479,32 @@ class Learner:
         seconds = []
         for _ in range(4):
             begun = time.perf_counter()
-            chosen = rng.permutation(len(self.pairs))[:batch]
-            self._learn_from(chosen, self._entities(chosen), 0.0, rng)
+            step = self._step_of(rng.permutation(len(self.pairs))[:batch], rng)
+            self._learn_from(step, self._entities(step), 0.0, rng)
             seconds.append(time.perf_counter() - begun)
         return min(seconds)
 
+    def _step_of(self, chosen: np.ndarray, rng: np.random.Generator) -> _Step:
+        """Return what a step learns from: some of the pairs and half as many triples, if any."""
+        if self.triples is None:
+            return chosen, None
+        return chosen, self.triples.draw(max(1, len(chosen) // 2), rng)
+
     def _learn_from(
         self,
-        chosen: np.ndarray,
+        step: _Step,
         entities: Entities,
         done: float,
         rng: np.random.Generator,
         meanwhile: Callable[[], None] | None = None,
     ) -> float:
+        chosen, triples = step
         numbers = self.pairs.left[chosen], self.pairs.right[chosen]
         entities.rows = self._dropped(entities.rows, rng)
-        density = None
+        density, triple_density = None, None
         if self.density is not None:
             density = (self.density[numbers[0]], self.density[numbers[1]])
+            triple_density = None if triples is None else self.density[triples]
         batch = Batch(self.targets[chosen], self.weights[chosen], *numbers)
         if not batch.weight.any():
             self.steps += 1
@@ -462,19 +515,27 @@ class Learner:
             batch,
             self.losses,
             density=density,
+            triple_density=triple_density,
             meanwhile=meanwhile,
             **self.penalties,
         )
         self._step(gradients, 0.5 * (1 + np.cos(np.pi * done)))
         return value
 
-    def _entities(self, chosen: np.ndarray) -> Entities:
-        """Return the distinct rows of some of the pairs to learn from."""
-        return self._distinct(self.pairs.left[chosen], self.pairs.right[chosen])
+    def _entities(self, step: _Step) -> Entities:
+        """Return the distinct rows that a step learns from."""
+        chosen, triples = step
+        return self._distinct(self.pairs.left[chosen], self.pairs.right[chosen], triples)
 
-    def _distinct(self, left: np.ndarray, right: np.ndarray) -> Entities:
-        used, numbers = np.unique(np.concatenate([left, right]), return_inverse=True)
-        return Entities(self.rows[used], numbers[: len(left)], numbers[len(left) :])
+    def _distinct(
+        self, left: np.ndarray, right: np.ndarray, triples: np.ndarray | None = None
+    ) -> Entities:
+        more = [] if triples is None else [triples.ravel()]
+        used, numbers = np.unique(np.concatenate([left, right, *more]), return_inverse=True)
+        first, second, rest = np.split(numbers, [len(left), 2 * len(left)])
+        return Entities(
+            self.rows[used], first, second, None if triples is None else rest.reshape(3, -1)
+        )
 
     def _dropped(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if not self.dropout:

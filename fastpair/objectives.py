@@ -202,6 +202,30 @@ def reflexivity(
     return value, by_raw, by_self[0], by_self[1]
 
 
+def transitivity(
+    one: np.ndarray, other: np.ndarray, closing: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """Compute the mean of ``max(min(s(x, y), s(y, z)) - s(x, z), 0)`` over triples x, y, z.
+
+    It is 0 where the scores are transitive under the minimum, the greatest t-norm; probabilities,
+    which rise with scores, then are so under every other, such as that of Lukasiewicz:
+    ``p(x, z) >= p(x, y) + p(y, z) - 1`` (Klement, Mesiar and Pap, Triangular Norms, 2000).
+
+    Parameters
+    ----------
+    one, other, closing : (T,) raw scores of (x, y), (y, z) and (x, z).
+
+    Returns
+    -------
+    The value and its gradients by the three.
+    """
+    missing = np.minimum(one, other) - closing
+    slope = (missing > 0) / max(len(missing), 1)
+    first = one <= other
+    value = float(np.maximum(missing, 0).sum() / max(len(missing), 1))
+    return value, slope * first, slope * ~first, -slope
+
+
 def balanced(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return weights under which good and bad pairs count the same in all, mean 1.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastpair.comparison import Similarity
 from fastpair.heads import find_head
+from fastpair.model import Branch, Model
 
 Summary = dict[str, Any]
 
@@ -51,10 +52,35 @@ def measure_properties(similarity: Similarity, *, seed: int = 0) -> Summary:
     triples = {name: _distinct(some[triple]) for name, triple in triples.items()}
     return {
         "symmetry": _symmetry(similarity, rng),
-        "reflexivity": _reflexivity(similarity, some, top),
+        "reflexivity": {
+            **_reflexivity(similarity, some, top),
+            "guaranteed": guarantees_reflexivity(similarity.model),
+        },
         "transitivity": _transitivity(similarity, triples),
         "triangle": _triangle(similarity, some, triples),
     }
+
+
+def guarantees_reflexivity(model: Model) -> bool:
+    """Whether by its formula no entity scores higher with another one than with itself.
+
+    It does if each head says so for the weights at hand (a cosine above 0, differences of which
+    none counts in favour, the heads rbf and hyperbolic) and nothing of a single entity is added.
+    Rounding may still let two entities of the same direction change places.
+    """
+    if model.asymmetric or (model.density is not None and model.density.weights.any()):
+        return False
+    return all(_reflexive(branch) for branch in model.branches)
+
+
+def _reflexive(branch: Branch) -> bool:
+    said = find_head(branch.head).reflexive
+    values = [np.asarray(value) for value in branch.weights.values()]
+    if said == "if the scale is above 0":
+        return all((value >= 0).all() for value in values)
+    if said == "if no weight is above 0":
+        return all((value <= 0).all() for value in values)
+    return said == "always"
 
 
 def _near_triples(best: np.ndarray, rng: np.random.Generator) -> np.ndarray:

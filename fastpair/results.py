@@ -308,6 +308,36 @@ class SparseWriter:
         self.close()
 
 
+class LookupWriter(BlockFile):
+    """What a lookup gave, under way: `output` (N, d) float32, from the first query to the last.
+
+    Parameters
+    ----------
+    path : the file to make.
+    shape : (N, d).
+    identity : what the run is made of, by name.
+    ids : text that names queries, default none.
+    attributes : attributes of the file, such as the unit.
+    overwrite : as `ScoreFile` has it.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        shape: tuple[int, int],
+        identity: Mapping[str, str],
+        *,
+        ids: pa.Array | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        columns = [Column("output", "<f4", shape[1])]
+        told = {"form": "lookup", **(attributes or {})}
+        texts = _named(ids, None)
+        content = Content("matrix", shape[0], columns, fitting_rows(columns), told, texts)
+        super().__init__(path, content, identity, overwrite=overwrite)
+
+
 def write_histogram(
     path: str | Path,
     edges: ArrayLike,

@@ -32,7 +32,9 @@ from fastpair.evaluation import pca_model, raw_cosine
 from fastpair.learner import Learner, Pairs, Progress, blocks, learn, metric_name, rank_quality
 from fastpair.model import Model, builtin
 from fastpair.objectives import balanced
+from fastpair.properties import guarantees_reflexivity
 from fastpair.splitting import split_pairs, with_bad_pairs
+from fastpair.transitivity import close_pairs, closing_note, pair_codes
 
 FEWEST_PAIRS = 30
 """Below this, only threshold and calibration of the raw cosine are fitted."""
@@ -84,6 +86,9 @@ def train(
     asymmetric: bool = False,
     balance: bool = False,
     reflexive: float = 0.0,
+    transitive: float = 0.0,
+    close_positives: bool = False,
+    apart: tuple[np.ndarray, np.ndarray] | None = None,
     consistency: float | None = None,
     calibrate: str = "platt",
     threshold_by: str = "f1",
@@ -111,6 +116,11 @@ def train(
     balance : good and bad pairs count the same in all; scores stay calibrated for the pairs as
         they are.
     reflexive : weight of a penalty on entities that score higher with others than with themselves.
+    transitive : weight of a penalty on triples x, y, z of which (x, y) and (y, z) are good pairs
+        and (x, z) scores lower than both; see `fastpair.objectives.transitivity`.
+    close_positives : add the good pairs that others imply: those of entities that a chain of good
+        pairs connects, if they are neither labelled nor validation pairs nor `apart`.
+    apart : left and right rows of pairs that must not be added, such as those of tests.
     consistency : weight of the squared difference of the two orders of concat heads; default 1.
     calibrate : "platt"; "isotonic" adds a curve of probabilities; "temperature" fits no offset.
     threshold_by : see `fastpair.calibration.find_threshold`.
@@ -140,7 +150,8 @@ def train(
     if consistency is not None and "concat" not in tried[0].head:
         raise ArgumentError(f"consistency is for the head concat, not for {tried[0].head}")
     consistency = 1.0 if consistency is None else consistency
-    check_numbers(reflexive=reflexive, consistency=consistency)
+    check_numbers(reflexive=reflexive, transitive=transitive, consistency=consistency)
+    _check_closing(transitive, close_positives, apart, graded or asymmetric)
     if not batch >= 2:
         raise ArgumentError(f"batch is {batch}, expected 2 pairs or more in a step")
     if seed < 0:
@@ -169,6 +180,12 @@ def train(
         return _cosine_alone(embeddings, given, held, calibration, why)
     given, held, origin = split
     notes = [f"{len(held)} validation pairs, {origin}"]
+    if close_positives:
+        count = len(embeddings)
+        kept_apart = [pair_codes(held.left, held.right, count)]
+        kept_apart += [] if apart is None else [pair_codes(*apart, count)]
+        given, counts = close_pairs(given, np.concatenate(kept_apart), count)
+        notes.append(closing_note(counts))
     if sampled:
         given, held = with_bad_pairs(embeddings, given, held, rng)
         notes.append(
@@ -184,6 +201,8 @@ def train(
         "batch": batch,
         "asymmetric": asymmetric,
         "reflexive": reflexive,
+        "transitive": transitive,
+        "close_positives": close_positives,
         "consistency": consistency,
         "balance": balance,
         "graded": graded,
@@ -195,8 +214,27 @@ def train(
         ThreadPoolExecutor(count, thread_name_prefix="fastpair") as pool,
     ):
         task = Task(embeddings, given, held, settings, pool if count > 1 else None)
+        if task.triples is not None and not len(task.triples):
+            raise DataError(
+                "no entity is in two good pairs, so there is no triple to be transitive: leave "
+                "transitive away"
+            )
         tournament = _Tournament(task, tried, notes, on_epoch, checkpoint)
         return tournament.run(calibration, options.get("density") is not False, on_estimate)
+
+
+def _check_closing(
+    transitive: float, close_positives: bool, apart: object | None, elsewhere: bool
+) -> None:
+    """Refuse what needs good pairs of entities of one kind where there are none."""
+    for name, given in (("transitive", transitive > 0), ("close_positives", close_positives)):
+        if given and elsewhere:
+            raise ArgumentError(
+                f"{name} is for good and bad pairs of one kind of entity, neither for grades nor "
+                "for asymmetric models"
+            )
+    if apart is not None and not close_positives:
+        raise ArgumentError("apart says which pairs close_positives must not add: give both")
 
 
 def _checked_pairs(
@@ -342,6 +380,8 @@ class _Tournament:
         }
         model, notes = calibrated(model, scores, self.task.held.labels, calibration)
         self.notes += notes
+        if self.task.settings["reflexive"] > 0:
+            self.notes.append(_guarantee_note(model))
         model = replace(model, description={**description, "notes": self.notes})
         return TrainingResult(model, self.history, [*self.resumed, *self.notes], arms)
 
@@ -568,6 +608,17 @@ def _comparison(arms: list[dict[str, Any]], metric: str, graded: bool) -> str:
     name = "Spearman's rho" if graded else "average precision"
     values = ", ".join(f"{entry['arm']} {entry[metric]:.3f}" for entry in arms)
     return f"{name} on the validation pairs: {values}"
+
+
+def _guarantee_note(model: Model) -> str:
+    heads = "+".join(model.heads)
+    if guarantees_reflexivity(model):
+        return f"by the formula of {heads}, nothing scores higher with an entity than it itself"
+    added = " with density" if model.density is not None else ""
+    return (
+        f"the formula of {heads}{added} does not keep others from scoring higher than oneself; "
+        "evaluate --properties counts how many do"
+    )
 
 
 def raw_cosine_model(embeddings: np.ndarray) -> Model:

@@ -22,6 +22,7 @@ from fastpair.errors import MemoryBudgetError
 from fastpair.kernels import Plan, aligned_empty, cpu
 from fastpair.kernels.operands import (
     MOST_BYTE_COLUMNS,
+    Frame,
     Panels,
     empty_panels,
     make_frame,
@@ -49,6 +50,26 @@ _BLOCKS_A_THREAD = 8
 _LEAST_BLOCK = 8
 """The least block of a triangle, in rows that make whole panels of both sides."""
 _BOTH_WIDTHS = math.lcm(TILE_ROWS, TILE_COLUMNS)
+
+
+def pack_side(
+    rows: np.ndarray, side: str, form: str, plan: Plan, frame: Frame, threads: int, memory: int
+) -> Panels:
+    """Return rows of a table as panels of one side, packed in threads.
+
+    What lies about meanwhile takes at most a quarter of the memory.
+    """
+    panels = empty_panels(len(rows), plan, form, side)
+    share = memory // (4 * threads)
+    within = _rows_within(share, _PACKING_BYTES * sum(operand_counts(plan)), panels.width)
+    step = min(within, -(-_ROWS_PACKED_AT_ONCE // panels.width) * panels.width)
+
+    def fill(first: int) -> None:
+        pack_rows(panels, first, rows[first : first + step], plan, frame)
+
+    for _ in run_ordered(fill, range(0, len(rows), step), threads):
+        pass
+    return panels
 
 
 class Sides:
@@ -85,19 +106,8 @@ class Sides:
         self._greatest: Panels | None = None
 
     def _pack(self, rows: np.ndarray, side: str) -> Panels:
-        panels = empty_panels(len(rows), self.plan, self.form, side)
-        share = self.memory // (4 * self.threads)
-        rows_within = _rows_within(
-            share, _PACKING_BYTES * sum(operand_counts(self.plan)), panels.width
-        )
-        step = min(rows_within, -(-_ROWS_PACKED_AT_ONCE // panels.width) * panels.width)
-
-        def fill(first: int) -> None:
-            pack_rows(panels, first, rows[first : first + step], self.plan, self._frame)
-
-        for _ in run_ordered(fill, range(0, len(rows), step), self.threads):
-            pass
-        return panels
+        shared = self.plan, self._frame, self.threads, self.memory
+        return pack_side(rows, side, self.form, *shared)
 
     def groups(
         self, result_bytes: int, start: int = 0, most: int | None = None

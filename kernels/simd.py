@@ -18,6 +18,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core import config as numba_config
@@ -468,3 +469,40 @@ def lowest_bit(typingctx, mask):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(mask), codegen
+
+
+# --- powers of two, for vectors of any width ------------------------------------------------------
+
+_POWER_OF_TWO = (
+    0.6931472,
+    0.24022648,
+    0.055503324,
+    0.009618437,
+    0.0013398875,
+    0.00015353362,
+)
+"""Of ``2^r = 1 + r (c1 + r (c2 + ...))``, for abs(r) <= 1/2 with the least relative error: 2e-9."""
+
+_ROUNDER = 1.5 * 2.0**23
+"""Added to a small float32, it leaves the nearest integer in the last bits."""
+
+
+def power_of_two(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """Emit 2^x of a vector of float32 at most 0: within 1 unit in the last place.
+
+    What is below the least normal float32, 2^-126, becomes 0 from about 2^-126.5 on; NaN becomes 0.
+    x is split into an integer and a rest of at most 1/2, whose power is a polynomial in fused
+    multiply-adds; so its bits are the same on every CPU.
+    """
+    floats = x.type
+    integers = ir.VectorType(_INT32, floats.count)
+    x = _greater(builder, x, _constant(floats, -127.0))
+    shifted = builder.fadd(x, _constant(floats, _ROUNDER))
+    rest = builder.fsub(x, builder.fsub(shifted, _constant(floats, _ROUNDER)))
+    power = _constant(floats, float(np.float32(_POWER_OF_TWO[-1])))
+    for factor in (*_POWER_OF_TWO[-2::-1], 1.0):
+        constant = _constant(floats, float(np.float32(factor)))
+        power = builder.call(_fma(builder, floats), [power, rest, constant])
+    exponent = builder.add(builder.bitcast(shifted, integers), _constant(integers, 127))
+    scale = builder.bitcast(builder.shl(exponent, _constant(integers, 23)), floats)
+    return builder.fmul(power, scale)

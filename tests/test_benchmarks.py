@@ -33,7 +33,7 @@ def stored(tmp_path_factory):
 
 def test_every_work_has_times_of_fastpair_and_of_a_peer(stored):
     run = json.loads(stored.read_text())
-    assert len(run["works"]) == 9
+    assert len(run["works"]) == 10
     for title, work in run["works"].items():
         names = [
             entry["extra_info"]["contender"]
