@@ -18,7 +18,7 @@ from typing import Any, Generic
 import numpy as np
 
 from fastpair.backend import memory_budget, read_ahead, thread_count
-from fastpair.device import pick
+from fastpair.device import failures_told, pick
 from fastpair.errors import ArgumentError
 from fastpair.gpu_worker import FEWEST_AT_ONCE, PAIRS_AT_ONCE, SETS, Part, Worker
 from fastpair.kernels import Plan
@@ -152,7 +152,8 @@ class GpuPairScorer:
         number = getattr(getattr(left, "device", None), "id", None)
         for worker in self._workers:
             if number in (None, worker.runtime.number):
-                return worker.score_resident(left, right, out, runs)
+                with failures_told(worker.runtime.number):
+                    return worker.score_resident(left, right, out, runs)
         raise ArgumentError(f"left is on gpu:{number}, which is none of this scorer's devices")
 
     def _sorted_together(self) -> int:

@@ -440,6 +440,10 @@ def test_arrays_of_the_device_are_checked_too():
     ):
         with pytest.raises(ArgumentError, match="expected"):
             scorer.score_device(left, right, out)
+    column = OnDevice(np.zeros((40, 2), np.int32)[:, 1])
+    for left, right, side in ((column, good, "left"), (good, column, "right")):
+        with pytest.raises(ArgumentError, match=f"{side} is an array .* not contiguous"):
+            scorer.score_device(left, right)
     walked = GpuPairScorer(rows, plan, devices=[SimulatedRuntime(rows.nbytes // 2)])
     with pytest.raises(MemoryBudgetError, match="do not fit gpu:0"):
         walked.score_device(good, good)
