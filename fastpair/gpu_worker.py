@@ -393,6 +393,8 @@ class Worker:
                 piece = places[start : start + self._size]
 
                 def store(found: np.ndarray, bad: int, piece: np.ndarray = piece) -> None:
+                    if bad < len(piece):
+                        self._contradict(int(piece[bad]))
                     scores[piece] = found
 
                 some = left[piece] - block[0] * rows, right[piece] - block[1] * rows

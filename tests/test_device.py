@@ -384,6 +384,26 @@ def test_bench_measures_a_gpu_beside_the_cpu(files, machine, monkeypatch, capsys
         assert words in shown
 
 
+def test_walks_side_by_side_share_the_memory_of_a_device(files, machine, monkeypatch):
+    machine(cuda=13000)
+    asked = []
+
+    class Enough(Exception):
+        pass
+
+    def walks(make, left, right, memory, start):
+        make(left, right, memory)
+        make(left, right, memory // 2)
+        raise Enough
+
+    monkeypatch.setattr(jobs, "RemainingPairs", walks)
+    monkeypatch.setattr(jobs, "_all_pairs", lambda *given, **options: asked.append(given[4]))
+    with pytest.raises(Enough):
+        jobs.matrix(files / "t.h5", files / "k.h5", top_k=3, device="gpu", device_memory=10**6)
+    assert asked[0] == 10**6
+    assert asked[1] in (10**6 // 2 - 1, 10**6 // 2)
+
+
 # --- resuming ---
 
 
