@@ -45,10 +45,12 @@ class Choice:
     ----------
     runtimes : one `fastpair.kernels.gpu.Runtime` a GPU; empty: the CPU.
     note : a sentence on why this device; empty where it was asked for by name.
+    told : the same where a person wants to know it: not of runs that are too small for a GPU.
     """
 
     runtimes: tuple[Any, ...] = ()
     note: str = ""
+    told: str = ""
 
     @property
     def kind(self) -> str:
@@ -122,8 +124,10 @@ def _automatic(pairs: int | None, least: int) -> Choice:
     count = find_gpus()
     found = count if isinstance(count, Missing) else open_gpu(0)
     if isinstance(found, Missing):
-        return Choice(note=f"on the CPU: {found}")
-    return Choice((found,), f"on gpu:0, {found.name}")
+        note = f"on the CPU: {found}"
+        return Choice(note=note, told=note)
+    note = f"on gpu:0, {found.name}"
+    return Choice((found,), note, note)
 
 
 def _numbers(device: str) -> tuple[int, ...] | None:

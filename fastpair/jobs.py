@@ -809,7 +809,7 @@ def score(
         "unit": unit,
         "keys": source.keys,
         "unknown": source.unknown_pairs,
-        "notes": [n for n in (source.assumed, source.unknown_note(), choice.note) if n],
+        "notes": [n for n in (source.assumed, source.unknown_note(), choice.told) if n],
     }
 
 
@@ -1250,7 +1250,7 @@ def matrix(
 
 def _matrix_notes(choice: Choice, table: Table) -> list[str]:
     slow = "" if table.plan.network is None else NETWORK_NOTE
-    return [note for note in (slow, choice.note) if note]
+    return [note for note in (slow, choice.told) if note]
 
 
 def _all_pairs(
