@@ -195,7 +195,7 @@ def train(
             weights=weights,
             graded=graded,
             on_estimate=on_estimate,
-            on_epoch=_logging(log, state[0]["history"] if state else [], stack, on_epoch),
+            on_epoch=logging_epochs(log, state[0]["history"] if state else [], stack, on_epoch),
             checkpoint=checkpoint,
             **{name: value for name, value in settings.items() if value is not None},
         )
@@ -216,7 +216,7 @@ def train(
     }
 
 
-def _logging(
+def logging_epochs(
     log: Path | None,
     history: list[dict[str, Any]],
     stack: contextlib.ExitStack,
@@ -361,6 +361,7 @@ def evaluate(
 
     begun = time.perf_counter()
     similarity = load_model(model)
+    refuse_embeddings(similarity, model)
     source = open_embeddings(embeddings, dataset=dataset)
     similarity.check_embeddings(source.shape[1])
     columns: Summary = {"left_column": left_column, "right_column": right_column, "keys": keys}
@@ -435,9 +436,36 @@ def _entities_seen(
 # --- folding --------------------------------------------------------------------------------------
 
 
+def own_source(model: Model, path: str | Path, side: str) -> EmbeddingSource:
+    """Return what a model learned of the ids of a side, as if it were a file of embeddings.
+
+    Raises
+    ------
+    ArgumentError : the model has no tables of its own, or not of this side.
+    """
+    if model.tables is None:
+        raise ArgumentError(f"the model {path} has no tables of its own: give EMBEDDINGS too")
+    table = model.tables.of(side)
+
+    def read(rows: int) -> Iterator[np.ndarray]:
+        starts = range(0, len(table.columns), rows)
+        return (table.columns[start : start + rows] for start in starts)
+
+    columns = table.columns
+    source = EmbeddingSource(Path(path), columns.shape, columns.dtype, table.ids, read, "the model")
+    source.assumed = ""
+    return source
+
+
+def refuse_embeddings(model: Model, path: str | Path) -> None:
+    """Refuse a file of embeddings beside a model that has tables of its own."""
+    if model.tables is not None:
+        raise ArgumentError(f"the model {path} has tables of its own: leave EMBEDDINGS out")
+
+
 def project(
     model: str | Path,
-    embeddings: Path,
+    embeddings: Path | None,
     output: Path,
     *,
     precision: str = "float32",
@@ -454,18 +482,25 @@ def project(
     Parameters
     ----------
     model : a model file or the name of a built-in similarity.
+    embeddings : a file of any accepted format; None for a model with tables of its own.
     precision : "float32", "float16", "bfloat16" or "int8".
-    side : "left" or "right" in asymmetric models: whose entities the embeddings are.
+    side : "left" or "right" in asymmetric models and models of two tables: whose entities.
     threads : default one for each processor.
     memory : bounds the blocks.
     """
     similarity = load_model(model)
     _expect_hdf5(output)
-    check_output(Path(output), overwrite=overwrite, inputs=[Path(embeddings), Path(model)])
+    inputs = [Path(path) for path in (embeddings, model) if path is not None]
+    check_output(Path(output), overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
-    source = open_embeddings(embeddings, dataset=dataset)
+    tables, folded_side = similarity.tables, side
+    if embeddings is None:
+        source, folded_side = own_source(similarity, model, side), "both"
+    else:
+        refuse_embeddings(similarity, model)
+        source = open_embeddings(embeddings, dataset=dataset)
     count, columns = source.shape
-    folder = Folder(similarity, columns, precision, side=side, threads=threads)
+    folder = Folder(similarity, columns, precision, side=folded_side, threads=threads)
     width = max(columns, folder.plan.layout.row_bytes // 4)
     step = max(1, min(FOLDED_AT_ONCE, memory_budget(memory) // 64) // width)
     if expect is not None:
@@ -485,11 +520,14 @@ def project(
         unit=similarity.unit,
         threshold=similarity.threshold,
         calibration=similarity.calibration,
+        unknown=tables is not None,
         overwrite=overwrite,
     ) as table:
         for start, block in source.blocks(step):
             table.write(start, folder.fold(block, start))
             progress(len(block))
+        if tables is not None:
+            table.write_unknown(folder.fold(tables.of(side).unknown[None]))
     return {
         "output": str(output),
         "rows": count,
@@ -498,7 +536,7 @@ def project(
         "raw_error_bound": folder.raw_error_bound(),
         "unit": similarity.unit,
         "seconds": time.perf_counter() - begun,
-        "notes": [source.assumed],
+        "notes": [source.assumed] if source.assumed else [],
     }
 
 
@@ -589,6 +627,7 @@ def score(
     decision: bool = False,
     distance: bool = False,
     min_score: float | None = None,
+    unknown: str | None = None,
     left_column: str | None = None,
     right_column: str | None = None,
     keys: str = "auto",
@@ -611,6 +650,8 @@ def score(
     decision : write 1 for pairs that score at least the model's threshold and 0 for others.
     distance : write distances, for models that are minus a distance; see `distance_form`.
     min_score : keep only pairs of at least this, in what is written; default: all.
+    unknown : "mean": ids that tables of an id model do not know score as the mean of their side;
+        "error": they are refused; default: "mean" for such tables, others can only refuse.
     memory : what may be allocated, the tables included.
     resume : go on with what an interrupted run left.
 
@@ -633,19 +674,24 @@ def score(
     begun = time.perf_counter()
     preparing = threading.Thread(target=_prepare_kernels, name="fastpair-prepare")
     preparing.start()  # takes the interpreter half a second, in which tables are read
-    left, right, budget = _load_tables(table, against, memory)
+    left, right, budget = _load_tables(table, against, memory, unknown=unknown != "error")
     both = right or left
+    if unknown == "mean" and (left.unknown_row is None or both.unknown_row is None):
+        raise ArgumentError(
+            "--unknown mean is for tables of a model that learned ids: leave it out here"
+        )
     unit, written = _written_as(table, left, probability, decision, distance)
     source = open_pairs(
         pairs,
         ids=left.ids,
-        count=len(left.rows),
+        count=left.count,
         right_ids=both.ids,
-        right_count=len(both.rows),
+        right_count=both.count,
         left_column=left_column,
         right_column=right_column,
         keys=keys,
         dataset=dataset,
+        unknown=(left.unknown_row, both.unknown_row),
     )
     _check_room(budget, source, thread_count(threads))
     if expect is not None:
@@ -667,6 +713,8 @@ def score(
         "kernels": _kernel_digest(),
         "device": "cpu",
     }
+    if left.unknown_row is not None:
+        identity["unknown ids"] = "mean"
     attributes: Summary = {"unit": unit, "model_fingerprint": left.fingerprint}
     if decision:
         attributes["threshold"] = left.threshold
@@ -675,7 +723,8 @@ def score(
         output, source.count, identity, attributes=attributes, overwrite=overwrite, resume=resume
     ) as file:
         try:
-            resumed = _score_blocks(file, source, scorer, written, progress)
+            unknown_rows = (left.unknown_row, both.unknown_row)
+            resumed, strange = _score_blocks(file, source, scorer, written, progress, unknown_rows)
         except DataError:
             file.discard()  # no resume can mend the pair file
             raise
@@ -684,7 +733,11 @@ def score(
         if suffix is None and min_score is None:
             file.finish()
         else:
-            kept = _export(file, source, output, suffix, min_score, attributes, overwrite)
+            counts = (left.count, both.count)
+            kept = _export(file, source, output, suffix, min_score, attributes, overwrite, counts)
+    notes = [source.assumed] if source.assumed else []
+    if strange:
+        notes.append(f"{strange} pairs have unknown ids, which score as the mean of their side")
     return {
         "output": str(output),
         "pairs": source.count,
@@ -696,7 +749,7 @@ def score(
         "threads": scorer.threads,
         "unit": unit,
         "keys": source.keys,
-        "notes": [source.assumed] if source.assumed else [],
+        "notes": notes,
     }
 
 
@@ -747,9 +800,20 @@ def score_forms(path: Path, table: Table) -> Iterator[Callable[[np.ndarray], np.
 
 
 def _load_tables(
-    table: Path, against: Path | None, memory: str | int | None
+    table: Path,
+    against: Path | None,
+    memory: str | int | None,
+    *,
+    unknown: bool = False,
+    either_way: bool = False,
 ) -> tuple[Table, Table | None, int]:
-    """Read one or two tables that belong together; return also the memory that is left."""
+    """Read one or two tables that belong together; return also the memory that is left.
+
+    Parameters
+    ----------
+    unknown : whether the rows of unknown ids come too.
+    either_way : whether a right table may be the first and a left one the second.
+    """
     budget = memory_budget(memory)
     paths = [Path(table)] if against is None else [Path(table), Path(against)]
     sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
@@ -758,8 +822,8 @@ def _load_tables(
             f"the tables take {sum(sizes)} bytes, more than the {budget} bytes of memory allowed: "
             "allow more with --memory or project with a smaller --precision"
         )
-    left = read_table(paths[0])
-    right = read_table(paths[1]) if against is not None else None
+    left = read_table(paths[0], unknown=unknown)
+    right = read_table(paths[1], unknown=unknown) if against is not None else None
     if right is not None:
         if right.fingerprint != left.fingerprint:
             raise MismatchError(
@@ -769,17 +833,18 @@ def _load_tables(
         rows = meet(left.rows, left.plan, right.rows, right.plan, in_place=True)
         left = replace(left, rows=rows[0], plan=rows[2])
         right = replace(right, rows=rows[1], plan=rows[2])
-    _check_sides(table, left, right)
+    _check_sides(table, left, right, either_way)
     return left, right, budget - sum(sizes)
 
 
-def _check_sides(path: Path, left: Table, right: Table | None) -> None:
-    """Refuse tables of an asymmetric model that are not one of each side, left first."""
+def _check_sides(path: Path, left: Table, right: Table | None, either_way: bool) -> None:
+    """Refuse tables of a model of two sides that are not one of each side, left first."""
     sides = (left.side, (right or left).side)
-    if sides not in (("both", "both"), ("left", "right")):
+    turned = either_way and sides == ("right", "left")
+    if sides not in (("both", "both"), ("left", "right")) and not turned:
         raise MismatchError(
-            f"{path} holds the {sides[0]} side of an asymmetric model and meets the {sides[1]} "
-            "side: score the table of --side left --against that of --side right"
+            f"{path} holds the {sides[0]} side of a model of two sides and meets the {sides[1]} "
+            "side: take the table of --side left --against that of --side right"
         )
 
 
@@ -800,18 +865,27 @@ def _score_blocks(
     scorer: PairScorer,
     written: Callable[[np.ndarray], np.ndarray],
     progress: Count,
-) -> int:
-    """Score all blocks that are not done; return the pair at which that began."""
-    undone = np.flatnonzero(~file.done)
+    unknown: tuple[int | None, int | None],
+) -> tuple[int, int]:
+    """Score all blocks that are not done.
+
+    Returns
+    -------
+    start : the pair at which that began.
+    strange : pairs with the row of an unknown id among those that were scored.
+    """
+    undone, strange = np.flatnonzero(~file.done), 0
     if not len(undone):
         progress(source.count)
-        return source.count
+        return source.count, 0
     start = int(undone[0]) * SCORE_BLOCK
     progress(start)
     for block, scores in scorer.stream(source.blocks(SCORE_BLOCK, start, threads=scorer.threads)):
         file.write_block(block.start // SCORE_BLOCK, written(scores))
+        if unknown != (None, None):
+            strange += int(np.sum((block.left == unknown[0]) | (block.right == unknown[1])))
         progress(len(scores))
-    return start
+    return start, strange
 
 
 def _export(
@@ -822,8 +896,12 @@ def _export(
     min_score: float | None,
     attributes: Summary,
     overwrite: bool,
+    counts: tuple[int, int],
 ) -> int:
-    """Write the staged scores as what was asked for, with the keys of the pair file."""
+    """Write the staged scores as what was asked for, with the keys of the pair file.
+
+    Rows beyond `counts`, those of unknown ids, are written as -1.
+    """
 
     def scored() -> Iterator[tuple[PairBlock, np.ndarray, np.ndarray]]:
         of_block, scores = -1, np.empty(0, dtype=np.float32)
@@ -849,7 +927,12 @@ def _export(
         written = write_filtered_scores(
             output,
             (
-                (block.start + kept, block.left[kept], block.right[kept], scores[kept])
+                (
+                    block.start + kept,
+                    _known_rows(block.left[kept], counts[0]),
+                    _known_rows(block.right[kept], counts[1]),
+                    scores[kept],
+                )
                 for block, scores, kept in scored()
             ),
             attributes={**attributes, "min_score": min_score},
@@ -857,6 +940,10 @@ def _export(
         )
     file.discard()
     return written
+
+
+def _known_rows(rows: np.ndarray, count: int) -> np.ndarray:
+    return np.where(rows < count, rows, -1)
 
 
 def file_identity(path: Path) -> str:
@@ -903,6 +990,10 @@ def matrix(
     histogram: bool = False,
     bins: int | None = None,
     against: Path | None = None,
+    exclude: Path | None = None,
+    left_column: str | None = None,
+    right_column: str | None = None,
+    keys: str = "auto",
     threads: int | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
@@ -914,6 +1005,8 @@ def matrix(
     Parameters
     ----------
     top_k, threshold, dense, histogram : exactly one of them; `bins` goes with the last.
+    exclude : pairs that the best of a row are not to hold, such as those that are known already;
+        `left_column`, `right_column` and `keys` say how they are read.
     memory : what may be allocated, the tables included.
 
     Returns
@@ -928,11 +1021,15 @@ def matrix(
         raise ArgumentError("choose one of top_k, threshold, dense and histogram")
     if bins is not None and not histogram:
         raise ArgumentError(f"bins is {bins} but goes with histogram alone")
+    if exclude is not None and top_k is None:
+        raise ArgumentError("exclude goes with top_k alone: other results hold every pair")
+    if exclude is None and (left_column, right_column, keys) != (None, None, "auto"):
+        raise ArgumentError("columns and keys are those of --exclude, which is not given")
     _expect_hdf5(output)
-    inputs = [Path(path) for path in (table, against) if path is not None]
+    inputs = [Path(path) for path in (table, against, exclude) if path is not None]
     check_output(Path(output), overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
-    left, right, budget = _load_tables(table, against, memory)
+    left, right, budget = _load_tables(table, against, memory, either_way=True)
     both = right or left
     walked = len(left.rows) * len(both.rows)
     if expect is not None:
@@ -942,14 +1039,9 @@ def matrix(
             f"--memory leaves {budget} bytes beside the tables, but all pairs need at least "
             f"{LEAST_MEMORY}: allow more"
         )
-    pairs = all_pairs(
-        left.rows,
-        None if right is None else right.rows,
-        left.plan,
-        threads=threads,
-        memory=budget,
-        progress=progress,
-    )
+    options: Summary = {"threads": threads, "memory": budget, "progress": progress}
+    pairs = all_pairs(left.rows, None if right is None else right.rows, left.plan, **options)
+    notes = [] if left.plan.network is None else [NETWORK_NOTE]
     found: Summary = {}
     common: Summary = {
         "attributes": {"unit": left.unit, "model_fingerprint": left.fingerprint},
@@ -957,7 +1049,18 @@ def matrix(
     }
     ids: Summary = {"ids": left.ids, "ids_right": None if right is None else right.ids}
     scoring_begun = time.perf_counter()
-    if top_k is not None:
+    if top_k is not None and exclude is not None:
+        from fastpair.exclusions import read_exclusions, top_k_without
+
+        named = {"left_column": left_column, "right_column": right_column, "keys": keys}
+        excluded, more = read_exclusions(exclude, left, right, budget, **named)
+        notes += more
+        with TopKWriter(output, (len(left.rows), top_k), **ids, **common) as best:
+            rest = (left.rows, both.rows, left.plan, top_k, excluded)
+            for first, scores, indices in top_k_without(*rest, **options):
+                best.write(first, indices, scores)
+        found = {"k": top_k, "excluded": len(excluded.keys)}
+    elif top_k is not None:
         with TopKWriter(output, (len(left.rows), top_k), **ids, **common) as best:
             for first, scores, indices in pairs.top_k(top_k):
                 best.write(first, indices, scores)
@@ -989,7 +1092,7 @@ def matrix(
         "scan": pairs.scan,
         "triangle": pairs.triangle,
         "unit": left.unit,
-        "notes": [] if left.plan.network is None else [NETWORK_NOTE],
+        "notes": notes,
     }
 
 

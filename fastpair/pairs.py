@@ -123,7 +123,9 @@ class PairSource:
         assumed: str,
         tables: tuple[tuple[pa.Array | None, int], tuple[pa.Array | None, int]],
         signed: bool,
+        unknown: tuple[int | None, int | None] = (None, None),
     ) -> None:
+        self._unknown = unknown
         self.path, self.names, self.count = raw.path, raw.names, raw.count
         self.keys, self.assumed, self.has_labels = keys, assumed, raw.has_labels
         self._raw, self._signed = raw, signed
@@ -206,7 +208,11 @@ class PairSource:
             return sides[0].row_numbers(), sides[1].row_numbers()
         texts = [side.texts() for side in sides]
         found = [rows_of(text) for rows_of, text in zip(self._rows_of, texts, strict=True)]
-        return sides[0].known(texts[0], found[0]), sides[1].known(texts[1], found[1])
+        left, right = (
+            side.known(text, rows, instead)
+            for side, text, rows, instead in zip(sides, texts, found, self._unknown, strict=True)
+        )
+        return left, right
 
 
 @dataclass(frozen=True)
@@ -291,8 +297,13 @@ class Side:
             )
         return texts
 
-    def known(self, texts: pa.Array, found: np.ndarray) -> np.ndarray:
-        """Rows that were looked up, (b,) int64, unless an id is unknown: -1."""
+    def known(self, texts: pa.Array, found: np.ndarray, instead: int | None) -> np.ndarray:
+        """Rows that were looked up, (b,) int64; an id that is unknown, -1, gets the row `instead`.
+
+        Where that is None, it is refused.
+        """
+        if instead is not None:
+            return np.where(found < 0, instead, found)
         if found.min(initial=0) < 0:
             unknown = found < 0
             examples = pc.unique(texts.filter(pa.array(unknown))).slice(0, 3).to_pylist()
@@ -382,6 +393,7 @@ def open_pairs(
     signed_labels: bool = True,
     dataset: str | None = None,
     extra: Sequence[str] = (),
+    unknown: tuple[int | None, int | None] = (None, None),
 ) -> PairSource:
     """Open pairs in any accepted format.
 
@@ -396,6 +408,8 @@ def open_pairs(
     signed_labels : whether labels that are all -1 or 1 become 0 and 1, default True.
     dataset : name of the (M, 2) array in HDF5 or .npz, default `pairs` or the only one.
     extra : names of further columns (or arrays) that blocks carry, default none.
+    unknown : the rows that stand for unknown ids of the left and of the right table; default
+        None: unknown ids are refused.
 
     Returns
     -------
@@ -429,7 +443,7 @@ def open_pairs(
     )
     meaning, assumed = _meaning(raw, keys, left_table[0], right_table[0])
     signed = signed_labels and raw.has_labels and _signed_labels(raw)
-    return PairSource(raw, meaning, assumed, (left_table, right_table), signed)
+    return PairSource(raw, meaning, assumed, (left_table, right_table), signed, unknown)
 
 
 def open_raw_pairs(

@@ -18,6 +18,7 @@ from fastpair.backend import one_blas_thread, thread_count
 from fastpair.calibration import Calibration, calibrated
 from fastpair.errors import ArgumentError, DataError
 from fastpair.heads import parse_heads
+from fastpair.id_heads import start_id_learner
 from fastpair.id_learners import (
     POINTWISE,
     RANKWISE,
@@ -25,7 +26,6 @@ from fastpair.id_learners import (
     IdPairs,
     IdSettings,
     Learned,
-    start_id_learner,
 )
 from fastpair.model import Model
 
@@ -248,7 +248,9 @@ def _checked(
     wrong = ~np.isfinite(labels) if graded else (labels != 0) & (labels != 1)
     if wrong.any():
         expected = "a finite grade" if graded else "0 (bad) or 1 (good): for grades, say graded"
-        raise DataError(f"label {labels[np.argmax(wrong)]:g} came in the {name}, expected {expected}")
+        raise DataError(
+            f"label {labels[np.argmax(wrong)]:g} came in the {name}, expected {expected}"
+        )
     least = -1 if name.startswith("validation") else 0
     for side, count in ((left, counts[0]), (right, counts[1] or counts[0])):
         if side.min() < least or side.max() >= count:
@@ -293,9 +295,7 @@ def _good_alone(pairs: Pairs, notes: list[str]) -> Pairs:
     return pairs[0][good], pairs[1][good], pairs[2][good]
 
 
-def _beside_drawn(
-    pairs: Pairs, counts: tuple[int, int | None], rng: np.random.Generator
-) -> Pairs:
+def _beside_drawn(pairs: Pairs, counts: tuple[int, int | None], rng: np.random.Generator) -> Pairs:
     """Add to good pairs as many whose right side was drawn at random, as bad ones."""
     left, right, labels = pairs
     drawn = rng.integers(0, counts[1] or counts[0], len(right)).astype(np.int32)

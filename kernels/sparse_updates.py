@@ -9,9 +9,10 @@ then segments of `padded` columns, the true ones first, the rest zeros::
               of all right rows that the left row is paired with (Koren 2008, SVD++)
     slope     in the same tables: what moved x would be moved by, summed since it was last used
 
-The raw score of a pair is ``mean + BIAS_l + BIAS_r + <p_l + x_l, p_r>``. A step takes the rate
-``rate / sqrt(SQUARES)``, the squares of a row's gradients summed, their mean over the columns (row-wise
-Adagrad). Pairs of a block are taken one after the other; blocks that share no row may run at once.
+The raw score of a pair is ``mean + BIAS_l + BIAS_r + <p_l + x_l, p_r>``. A step has the size
+``rate / sqrt(SQUARES)``: the squares of a row's gradients so far, each the mean over its columns
+(row-wise Adagrad). Pairs of a block are taken one after the other; blocks that share no row may
+run at once.
 """
 
 from __future__ import annotations
@@ -192,7 +193,9 @@ def learn_pairs(
         square = slope * slope * total(qq) + 2 * slope * decay * total(pq)
         left_pace = _paced(one, SQUARES, rates[0], (square + decay * decay * total(pp)) / columns)
         square = slope * slope * total(uu) + 2 * slope * decay * total(uq)
-        right_pace = _paced(other, SQUARES, rates[0], (square + decay * decay * total(qq)) / columns)
+        right_pace = _paced(
+            other, SQUARES, rates[0], (square + decay * decay * total(qq)) / columns
+        )
         moved, shrunk = _spread(-left_pace * slope), _spread(1 - left_pace * decay)
         right_moved, right_shrunk = _spread(-right_pace * slope), _spread(1 - right_pace * decay)
         wide = _spread(slope)
