@@ -1,0 +1,79 @@
+"""The best of each row without known pairs, against a search through all pairs."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tables import products_only, random_plan, random_table
+
+from fastpair.exclusions import Exclusions, top_k_without
+from fastpair.matrix import AllPairs
+from fastpair.scoring import PairScorer
+
+
+def by_search(rows, others, plan, k, excluded):
+    """Best k of each row by the pair kernel, excluded pairs left out."""
+    left, right = np.indices((len(rows), len(others))).reshape(2, -1)
+    scores = PairScorer(rows, plan, others, plan)(left, right).reshape(len(rows), -1)
+    scores = scores.astype(np.float64)
+    for i, j in excluded:
+        scores[i, j] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(scores, order, 1)
+    order = np.where(np.isfinite(best), order, -1)
+    short = k - order.shape[1]
+    return np.pad(order, ((0, 0), (0, max(short, 0))), constant_values=-1)
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 300), st.integers(1 << 20, 1 << 24)
+)
+def test_the_best_without_known_pairs_are_those_of_a_whole_search(seed, k, many, memory):
+    rng = np.random.default_rng(seed)
+    layout = products_only(6)
+    plan = random_plan(rng, layout)
+    rows, others = random_table(rng, 23, plan), random_table(rng, 17, plan)
+    left = (23 * rng.random(many) ** 3).astype(int)  # a few rows have most of the exclusions
+    right = rng.integers(0, 17, many)
+    excluded = Exclusions(left, right, (23, 17))
+    found = list(top_k_without(rows, others, plan, k, excluded, memory=memory, threads=2))
+    indices = np.concatenate([part[2] for part in found])
+    scores = np.concatenate([part[1] for part in found])
+    expected = by_search(rows, others, plan, k, set(zip(left, right, strict=True)))
+    assert np.array_equal(indices, expected)
+    assert np.array_equal(np.isnan(scores), indices < 0)
+
+
+def test_without_exclusions_the_best_are_those_of_the_plain_search():
+    rng = np.random.default_rng(0)
+    plan = random_plan(rng, products_only(20))
+    rows, others = random_table(rng, 60, plan), random_table(rng, 45, plan)
+    none = Exclusions(np.empty(0, int), np.empty(0, int), (60, 45))
+    (first, scores, indices), *rest = top_k_without(rows, others, plan, 7, none, memory=1 << 26)
+    plain = next(AllPairs(rows, others, plan).top_k(7))
+    assert (first, rest) == (0, [])
+    assert np.array_equal(scores, plain[1])
+    assert np.array_equal(indices, plain[2])
+
+
+def test_small_memory_cuts_the_rows_and_changes_nothing():
+    rng = np.random.default_rng(1)
+    plan = random_plan(rng, products_only(20))
+    rows, others = random_table(rng, 60, plan), random_table(rng, 45, plan)
+    excluded = Exclusions(rng.integers(0, 60, 500), rng.integers(0, 45, 500), (60, 45))
+    whole = list(top_k_without(rows, others, plan, 5, excluded, memory=1 << 26))
+    cut = list(top_k_without(rows, others, plan, 5, excluded, memory=8 * 12 * 5 * 7))
+    assert len(whole) == 1
+    assert [part[0] for part in cut] == list(range(0, 60, 7))
+    assert np.array_equal(np.concatenate([part[2] for part in cut]), whole[0][2])
+
+
+@pytest.mark.parametrize("repeated", [1, 3])
+def test_a_pair_that_is_named_twice_counts_once(repeated):
+    left, right = np.array([0, 1, 1] * repeated), np.array([3, 2, 4] * repeated)
+    excluded = Exclusions(left, right, (3, 5))
+    assert excluded.counts(0, 3).tolist() == [1, 2, 0]
+    assert excluded.among(np.array([1]), np.array([[2, 3, 4, -1]])).tolist() == [
+        [True, False, True, False]
+    ]
