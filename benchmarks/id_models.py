@@ -86,8 +86,8 @@ def measure_ratings(ratings: Path, columns: list[str], seeds: int, good: float) 
                 strange = found.get("entities", {}).get("unknown", {}).get("n_pairs", 0)
                 print(
                     f"{column} seed {seed}: RMSE {found['rmse']:.4f}, MAE {found['mae']:.4f}, AUC "
-                    f"{found['auc']:.4f} on {found['n_pairs']} ratings, {strange} of them of unseen "
-                    f"ids; trained in {wall:.1f} s, {used:.1f} processor seconds"
+                    f"{found['auc']:.4f} on {found['n_pairs']} ratings, {strange} of unseen ids; "
+                    f"trained in {wall:.1f} s, {used:.1f} processor seconds"
                 )
 
 
