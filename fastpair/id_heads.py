@@ -23,11 +23,17 @@ from fastpair.id_learners import (
 from fastpair.model import Branch
 from fastpair.objectives import sigmoid
 
+HEAD_RATE = 0.5
+"""Adagrad's rate where nothing else is asked for: rows step once a batch, not once a pair."""
+
+NUMBER_RATE = 0.01
+"""Adam's rate for weights of the head: slow, so that vectors are learned before their scale."""
+
 
 class HeadLearner:
     """Learns tables under any head, and the head's own weights, batch by batch in NumPy.
 
-    Rows take steps of row-wise Adagrad, weights of Adagrad. With heads that have a link or a
+    Rows take steps of row-wise Adagrad, weights of Adam. With heads that have a link or a
     network of their own, entities have no biases.
 
     Parameters
@@ -55,9 +61,11 @@ class HeadLearner:
         self.branch = Branch(head.name, self.weights)
         self.with_biases = settings.biases and not self.branch.stands_alone
         self.numbers = {**self.branch.weights, "constant": np.zeros(1), "slope": np.ones(1)}
-        self.number_squares = {
-            name: np.full_like(value, FIRST_SQUARES) for name, value in self.numbers.items()
+        self.moments = {
+            name: (np.zeros_like(value), np.zeros_like(value))
+            for name, value in self.numbers.items()
         }
+        self.steps = 0
 
     def epoch(self, height: float, rng: np.random.Generator) -> float:
         """Learn from every pair once; see `IdLearner`."""
@@ -131,10 +139,7 @@ class HeadLearner:
         gradients["constant"] = slope.sum(keepdims=True)
         if self.head.link != "identity":
             gradients["slope"] = np.array([slope @ linked])
-        for name, gradient in gradients.items():
-            mean = gradient / count
-            self.number_squares[name] += mean**2
-            self.numbers[name] -= rate * mean / np.sqrt(self.number_squares[name])
+        self._step_numbers({name: value / count for name, value in gradients.items()}, height)
         self.numbers["slope"][:] = np.maximum(self.numbers["slope"], 1e-3)
         sides = (
             [(left, d_left)]
@@ -147,6 +152,16 @@ class HeadLearner:
             slopes.append(slope)
         for side, ((rows, gradient), own) in enumerate(zip(sides, slopes, strict=True)):
             self._step_side(side, rows, gradient, own, rate)
+
+    def _step_numbers(self, gradients: dict[str, np.ndarray], height: float) -> None:
+        """Take one step of Adam for weights of the head, constant and slope."""
+        self.steps += 1
+        correction = NUMBER_RATE * height * np.sqrt(1 - 0.999**self.steps) / (1 - 0.9**self.steps)
+        for name, gradient in gradients.items():
+            mean, square = self.moments[name]
+            mean += 0.1 * (gradient - mean)
+            square += 0.001 * (gradient**2 - square)
+            self.numbers[name] -= correction * mean / (np.sqrt(square) + 1e-8)
 
     def _step_side(
         self, side: int, rows: np.ndarray, gradient: np.ndarray, slope: np.ndarray, rate: float

@@ -96,7 +96,7 @@ class IdSettings:
     biases: bool = True
     implicit: bool = False
     size: float = 0.05
-    batch: int = 1024
+    batch: int = 256
 
     @property
     def rankwise(self) -> bool:

@@ -18,7 +18,7 @@ from fastpair.backend import one_blas_thread, thread_count
 from fastpair.calibration import Calibration, calibrated
 from fastpair.errors import ArgumentError, DataError
 from fastpair.heads import parse_heads
-from fastpair.id_heads import start_id_learner
+from fastpair.id_heads import HEAD_RATE, start_id_learner
 from fastpair.id_learners import (
     POINTWISE,
     RANKWISE,
@@ -50,7 +50,8 @@ DEFAULTS = {
 """Settings of each loss where the user says nothing."""
 
 METRICS = {"squared": "rmse", "cross-entropy": "log_loss", "bpr": "auc", "softmax": "auc"}
-"""What decides between epochs, by loss: rmse and log_loss are to be small, auc is to be large."""
+"""What decides between epochs, by loss: rmse and log_loss are to be small; auc is to be large, the
+share of good pairs that score above one with the same left side and a drawn right one."""
 
 OPTIONS = ("dim", "negatives", "rate", "decay", "biases", "implicit", "batch")
 """Settings that `train_ids` takes."""
@@ -218,7 +219,8 @@ def _settings(
     if given.get("biases") is False and plain and loss in POINTWISE:
         given["bias_decay"] = 0.0
     implicit = plain and counts[1] is not None and loss in POINTWISE
-    settings = replace(DEFAULTS[loss], **{"implicit": implicit, **given})
+    rate = DEFAULTS[loss].rate if plain else HEAD_RATE
+    settings = replace(DEFAULTS[loss], **{"implicit": implicit, "rate": rate, **given})
     for name, least in (("dim", 1), ("negatives", 1), ("batch", 2)):
         if getattr(settings, name) < least:
             raise ArgumentError(f"{name} is {getattr(settings, name)}, expected {least} or more")
@@ -296,15 +298,13 @@ def _good_alone(pairs: Pairs, notes: list[str]) -> Pairs:
 
 
 def _beside_drawn(pairs: Pairs, counts: tuple[int, int | None], rng: np.random.Generator) -> Pairs:
-    """Add to good pairs as many whose right side was drawn at random, as bad ones."""
+    """Return good pairs, then each with a right side that was drawn at random, as bad ones."""
     left, right, labels = pairs
     drawn = rng.integers(0, counts[1] or counts[0], len(right)).astype(np.int32)
     apart = drawn != right if counts[1] is not None else (drawn != right) & (drawn != left)
-    return (
-        np.concatenate([left, left[apart]]),
-        np.concatenate([right, drawn[apart]]),
-        np.concatenate([labels, np.zeros(apart.sum())]),
-    )
+    left, right, labels = left[apart], right[apart], labels[apart]
+    both = np.concatenate([right, drawn[apart]])
+    return np.tile(left, 2), both, np.concatenate([labels, np.zeros_like(labels)])
 
 
 # --- epochs ---------------------------------------------------------------------------------------
@@ -354,9 +354,8 @@ class _Search:
             return float(np.sqrt(np.mean((self.centre + self.spread * raw - labels) ** 2)))
         if self.metric == "log_loss":
             return float(np.mean(np.logaddexp(0, raw) - labels * raw))
-        from sklearn.metrics import roc_auc_score
-
-        return float(roc_auc_score(labels, raw))
+        good, drawn = np.split(raw, 2)  # of the same left rows: see `_beside_drawn`
+        return float(np.mean(good > drawn) + 0.5 * np.mean(good == drawn))
 
 
 def _finished(
