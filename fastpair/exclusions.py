@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastpair.backend import LEAST_MEMORY
 from fastpair.errors import MemoryBudgetError
 from fastpair.files import Table
 from fastpair.kernels import Plan, aligned_empty
@@ -119,14 +120,15 @@ def top_k_without(
     Parameters
     ----------
     left, right, plan : as in `fastpair.matrix.AllPairs`.
-    memory : bytes; best rows of as many left rows are held as an eighth of it allows.
+    memory : bytes, 64 MiB or more; a quarter of it holds left rows and their best.
     options : further ones of `AllPairs`.
 
     Yields
     ------
     first, scores, indices : as `AllPairs.top_k`; short rows end in NaN and -1.
     """
-    step = int(min(ROWS_AT_ONCE, max(1, memory // 8 // (12 * k))))
+    room = max(LEAST_MEMORY, memory - memory // 4)
+    step = int(min(ROWS_AT_ONCE, max(1, memory // 4 // (12 * k + left.shape[1]))))
     for first in range(0, len(left), step):
         last = min(first + step, len(left))
         counts = excluded.counts(first, last)
@@ -138,7 +140,7 @@ def top_k_without(
             asked = int(min(k + counts[rows].max(), len(right)))
             subset = aligned_empty((len(rows), left.shape[1]), np.uint8)
             np.take(left, first + rows, axis=0, out=subset)
-            walk = all_pairs(subset, right, plan, memory=memory, progress=progress, **options)
+            walk = all_pairs(subset, right, plan, memory=room, progress=progress, **options)
             for start, found, places in walk.top_k(asked):
                 own = rows[start : start + len(found)]
                 best = _without(excluded, first + own, found, places, k)
