@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from fastpair.errors import ArgumentError, DataError
 from fastpair.id_learners import group_count, rounds_of_blocks
-from fastpair.training_ids import train_ids
+from fastpair.training_ids import _Search, train_ids
 
 LEFT, RIGHT, PAIRS = 150, 200, 6000
 
@@ -117,6 +117,35 @@ def test_learning_stops_where_validation_pairs_say_so_and_keeps_the_best_epoch()
     assert result.history[-1]["epochs_left"] == 0
     again = train_ids(left, right, grades, counts(False), graded=True, decay=0.0)
     assert np.array_equal(again.left, result.left)
+
+
+class Wandering:
+    """A learner whose error in each epoch is given."""
+
+    def __init__(self, errors):
+        self.errors, self.done = errors, 0
+
+    def epoch(self, height, rng):
+        self.done += 1
+        return 0.0
+
+    def raw(self, left, right):
+        return np.full(len(left), self.errors[self.done - 1])
+
+    def state(self):
+        return {"epoch": self.done}
+
+    def restore(self, state):
+        self.done = state["epoch"]
+
+
+def test_the_best_epoch_is_put_back():
+    learner = Wandering([3.0, 1.0, 2.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 0.1])
+    held = (np.zeros(2, np.int32), np.zeros(2, np.int32), np.zeros(2))
+    search = _Search(learner, held, "rmse", 0.0, 1.0)
+    search.run(10, np.random.default_rng(0), lambda entry: None)
+    assert (learner.done, search.best_epoch, search.best) == (4, 4, 0.5)
+    assert len(search.history) == 9  # five without a better one: the tenth is not tried
 
 
 def test_validation_pairs_of_unknown_ids_are_left_out_with_a_note():
