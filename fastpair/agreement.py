@@ -311,6 +311,8 @@ def compare(case: Case, backend: Backend) -> Summary:
     wrong = int((apart > bound).sum()) + _wrong_links(case, linked, bound)
     off_diagonal = ~np.eye(len(raw), dtype=bool)
     flipped = other_sets = None
+    if backend.kind == "scores":  # of every pair: NaN is no score
+        wrong += int((np.isnan(raw) | np.isnan(linked)).sum())
     if backend.kind == "top-k":
         other_sets, more_wrong = _compare_sets(case, given, bound, off_diagonal)
     else:

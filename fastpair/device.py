@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from fastpair.errors import ArgumentError, DeviceError
+from fastpair.errors import ArgumentError, DeviceError, MemoryBudgetError
 
 LEAST_LISTED = 10_000_000
 """Pairs of a list that are worth a GPU to "auto"."""
@@ -27,6 +29,9 @@ LEAST_WALKED = 10_000_000_000
 
 OLDEST_CUDA, NEWEST_EXTRA = 12, 13
 """Major versions of CUDA: what a driver must know at least, and the newest extra of fastpair."""
+
+OLDEST_CAPABILITY = 80
+"""Compute capability times 10 that a GPU must have: bfloat16 products came with it."""
 
 _DRIVER = "libcuda.so.1"
 _WHEELS = {12: "cupy-cuda12x", 13: "cupy-cuda13x"}
@@ -215,6 +220,8 @@ def open_gpu(number: int) -> Any:
     """Return the runtime of a GPU that has scored a pair, or what is `Missing`; looked at once."""
     try:
         runtime = _start(number)
+        if int(runtime.capability) < OLDEST_CAPABILITY:
+            return _too_old(number, runtime)
         wrong = probe(runtime)
     except Exception as error:  # whatever CuPy, the compiler or the driver may raise
         return _what_failed(number, error)
@@ -227,6 +234,41 @@ def _start(number: int) -> Any:
     from fastpair.kernels.gpu import CupyRuntime
 
     return CupyRuntime(number)
+
+
+def _too_old(number: int, runtime: Any) -> Missing:
+    has, needed = int(runtime.capability) / 10, OLDEST_CAPABILITY / 10
+    return Missing(
+        f"gpu:{number}, {runtime.name}, is too old: compute capability {has}, not {needed}",
+        "take a newer GPU",
+    )
+
+
+def told(error: Exception, number: int) -> Exception:
+    """Return an error of CuPy or the driver as one of fastpair's; others as they are."""
+    from fastpair.kernels.gpu import OutOfDeviceMemory
+
+    if isinstance(error, OutOfDeviceMemory):
+        return MemoryBudgetError(
+            f"gpu:{number} has no room left ({error}): end what else uses it, or use the device cpu"
+        )
+    if not type(error).__module__.startswith("cupy"):
+        return error
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    found = DeviceError(f"gpu:{number} failed ({words[:300]}): use the device cpu, or try again")
+    found.__cause__ = error
+    return found
+
+
+@contextmanager
+def failures_told(number: int) -> Iterator[None]:
+    """Raise errors of CuPy or the driver, about a GPU, as errors of fastpair."""
+    try:
+        yield
+    except Exception as error:
+        if (found := told(error, number)) is error:
+            raise
+        raise found from error
 
 
 def _what_failed(number: int, error: Exception) -> Missing:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastpair.backend import memory_budget, run_ordered, thread_count
+from fastpair.device import failures_told
 from fastpair.errors import ArgumentError, MemoryBudgetError
 from fastpair.gpu_best import find_best, most_kept
 from fastpair.gpu_walk import DeviceWalk, HostSides, Portion, choose_form
@@ -373,7 +374,8 @@ class _Devices:
         """Return ``work(walk, item)`` of the next device that is idle."""
         walk = self._idle.get()
         try:
-            return work(walk, item)
+            with failures_told(walk.runtime.number):
+                return work(walk, item)
         finally:
             self._idle.put(walk)
 
@@ -524,7 +526,13 @@ class GpuNetworkPairs(NetworkPairs):
 
     def _score_all(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return the scores (m,) of pairs of row numbers (m,)."""
-        scores, first = np.empty(len(left), np.float32), 0
+        scores = np.empty(len(left), np.float32)
+        with failures_told(self._runtime.number):
+            self._fill(left, right, scores)
+        return scores
+
+    def _fill(self, left: np.ndarray, right: np.ndarray, scores: np.ndarray) -> None:
+        first = 0
         while first < len(left):
             here = slice(first, first + self._pairs_at_once)
             try:
@@ -537,7 +545,6 @@ class GpuNetworkPairs(NetworkPairs):
                         "the GPU has no room for a single pair beside the tables: use --device cpu"
                     ) from error
                 self._pairs_at_once //= 2
-        return scores
 
     def _score(self, left: np.ndarray, right: np.ndarray, scores: np.ndarray) -> None:
         runtime, stream = self._runtime, self._stream

@@ -18,7 +18,7 @@ from typing import Any, Generic
 import numpy as np
 
 from fastpair.backend import memory_budget, read_ahead, thread_count
-from fastpair.device import pick
+from fastpair.device import failures_told, pick
 from fastpair.errors import ArgumentError
 from fastpair.gpu_worker import FEWEST_AT_ONCE, PAIRS_AT_ONCE, SETS, Part, Worker
 from fastpair.kernels import Plan
@@ -149,10 +149,11 @@ class GpuPairScorer:
         DataError : a row number is negative or past the table's end.
         MemoryBudgetError : the tables do not fit the device as a whole.
         """
-        number = getattr(getattr(left, "device", None), "id", None)
+        number = _device_number(left)
         for worker in self._workers:
             if number in (None, worker.runtime.number):
-                return worker.score_resident(left, right, out, runs)
+                with failures_told(worker.runtime.number):
+                    return worker.score_resident(left, right, out, runs)
         raise ArgumentError(f"left is on gpu:{number}, which is none of this scorer's devices")
 
     def _sorted_together(self) -> int:
@@ -185,9 +186,9 @@ class GpuPairScorer:
             Thread(target=worker.run, args=(work, stop), name=f"fastpair-gpu{number}")
             for number, worker in enumerate(self._workers)
         ]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             yield work
         except BaseException:
             stop.set()
@@ -195,7 +196,15 @@ class GpuPairScorer:
         finally:
             work.put(None)
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:  # it was started before an interruption
+                    thread.join()
+
+
+def _device_number(array: Any) -> int | None:
+    """Return the GPU that an array says it is on, in the words of CuPy or of PyTorch."""
+    device = getattr(array, "device", None)
+    numbers = (getattr(device, name, None) for name in ("id", "index"))
+    return next((number for number in numbers if isinstance(number, int)), None)
 
 
 @dataclass(frozen=True)

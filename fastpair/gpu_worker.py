@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from fastpair.backend import parse_size
+from fastpair.device import failures_told, told
 from fastpair.errors import (
     ArgumentError,
     DataError,
     DeviceError,
-    FastpairError,
     MemoryBudgetError,
 )
 from fastpair.kernels import Plan
@@ -188,7 +188,8 @@ class Worker:
         self._network: int | None = None
         self._size, self._most = 0, PAIRS_AT_ONCE
         self.block_rows: int | None = None
-        self._arrange(FEWEST_AT_ONCE)
+        with failures_told(runtime.number):
+            self._arrange(FEWEST_AT_ONCE)
 
     # --- memory ---
 
@@ -392,6 +393,8 @@ class Worker:
                 piece = places[start : start + self._size]
 
                 def store(found: np.ndarray, bad: int, piece: np.ndarray = piece) -> None:
+                    if bad < len(piece):
+                        self._contradict(int(piece[bad]))
                     scores[piece] = found
 
                 some = left[piece] - block[0] * rows, right[piece] - block[1] * rows
@@ -473,25 +476,7 @@ class Worker:
 
     def _fail(self, parts: Sequence[Part], error: Exception) -> None:
         for part in parts:
-            part.fail(self._told(error))
-
-    def _told(self, error: Exception) -> Exception:
-        """Return an error of CuPy or the driver as one sentence; others as they are."""
-        from fastpair.kernels.gpu import OutOfDeviceMemory
-
-        if isinstance(error, OutOfDeviceMemory):
-            return MemoryBudgetError(
-                f"gpu:{self.runtime.number} has no room left ({error}): end what else uses it, or "
-                "use the device cpu"
-            )
-        if isinstance(error, FastpairError) or not type(error).__module__.startswith("cupy"):
-            return error
-        words = " ".join(f"{type(error).__name__}: {error}".split())
-        told = DeviceError(
-            f"gpu:{self.runtime.number} failed ({words[:300]}): use the device cpu, or try again"
-        )
-        told.__cause__ = error
-        return told
+            part.fail(told(error, self.runtime.number))
 
     # --- arrays that live on the device ---
 
@@ -505,7 +490,7 @@ class Worker:
                 "be used: allow more, or give row numbers in NumPy arrays"
             )
         runtime, stream = self.runtime, self._work
-        left, right = runtime.adopt(left), runtime.adopt(right)
+        left, right = self._adopted(left, "left"), self._adopted(right, "right")
         for rows, side in ((left, "left"), (right, "right")):
             if rows.dtype not in (np.int32, np.int64) or (rows.dtype, rows.shape) != (
                 left.dtype,
@@ -516,7 +501,7 @@ class Worker:
                     "sides int32 or both int64, (m,)"
                 )
         out = runtime.empty(left.shape, np.float32) if out is None else out
-        scores = runtime.adopt(out)
+        scores = self._adopted(out, "out")
         if scores.dtype != np.float32 or scores.shape != left.shape:
             raise ArgumentError(
                 f"out is {scores.dtype} of shape {scores.shape}, expected float32 of {left.shape}"
@@ -529,6 +514,12 @@ class Worker:
         if first[0] != _NONE_BAD:
             self._refuse_resident(left, right, int(first[0]))
         return out
+
+    def _adopted(self, array: Any, name: str) -> Any:
+        try:
+            return self.runtime.adopt(array)
+        except ValueError as error:
+            raise ArgumentError(f"{name} is {error}") from None
 
     def _refuse_resident(self, left: Any, right: Any, pair: int) -> None:
         first = pair // PAIRS_A_TASK * PAIRS_A_TASK

@@ -1315,7 +1315,9 @@ def matrix(
 
     def walk(rows: np.ndarray, right_rows: np.ndarray | None, room: int) -> Any:
         options: Summary = {"threads": threads, "memory": room, "progress": progress}
-        return _all_pairs(choice, rows, right_rows, left.plan, on_device, **options)
+        # walks that go on side by side share the device as they share the memory here
+        share = None if on_device is None else max(1, on_device * room // budget)
+        return _all_pairs(choice, rows, right_rows, left.plan, share, **options)
 
     remaining = _walk_from(walk, left, right, budget, left_out, progress)
     by_device = dense or left.plan.link in LINKS_BY_DEVICE  # other bits on another device

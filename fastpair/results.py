@@ -24,6 +24,9 @@ from fastpair.staging import Staging, writing
 
 SCORE_BLOCK = 1 << 20
 """Pairs whose scores are written, checked and resumed together."""
+ROWS_AT_ONCE = 1 << 12
+"""Rows of a top-k matrix that are resumed together, at most: each has cost a walk over all."""
+
 
 # --- scores -------------------------------------------------------------------------------------
 
@@ -173,7 +176,8 @@ class TopKWriter(BlockFile):
         columns = [Column("indices", "<i8", shape[1]), Column("scores", "<f4", shape[1])]
         told = {"form": "top_k", **(attributes or {})}
         texts = _named(ids, ids_right)
-        content = Content("matrix", shape[0], columns, fitting_rows(columns), told, texts)
+        rows = min(fitting_rows(columns), ROWS_AT_ONCE)
+        content = Content("matrix", shape[0], columns, rows, told, texts)
         super().__init__(path, content, identity, overwrite=overwrite, resume=resume)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing
 
 from fastpair.kernels import LINKS, PRECISIONS, Network, Plan, RowLayout
+from fastpair.kernels.gpu_compiler import load_module
 
 BASE_OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-sqrt=true")
 """What every kernel is compiled with: fused multiply-adds are written out, roots are exact."""
@@ -64,6 +65,8 @@ class Runtime(Protocol):
 
     number: int
     name: str
+    capability: str
+    """Such as "90": what the device can be compiled for."""
 
     def free_memory(self) -> int:
         """Bytes of the device that `empty` may still give, about."""
@@ -99,7 +102,10 @@ class Runtime(Protocol):
         """Return a kernel of a source, compiled once."""
 
     def adopt(self, array: Any) -> Any:
-        """Return a device array of memory that another library holds on this device, not copied."""
+        """Return a device array of memory that another library holds on this device, not copied.
+
+        Raises ValueError where it lies on another device or is not contiguous.
+        """
 
 
 class CupyRuntime:
@@ -117,6 +123,8 @@ class CupyRuntime:
         self._cupy, self.number = cupy, number
         properties = cupy.cuda.runtime.getDeviceProperties(number)
         self.name = properties["name"].decode()
+        self.capability = f"{properties['major']}{properties['minor']}"
+        self._modules: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._kernels: dict[tuple[str, str, tuple[str, ...]], Any] = {}
 
     def _here(self) -> Any:
@@ -140,8 +148,10 @@ class CupyRuntime:
     def pinned(self, shape: int | tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
         """See `Runtime`."""
         count = int(np.prod(shape, dtype=np.int64))
+        # CuPy keeps what is dropped, for arrays of the same size alone: so there are few sizes
+        size = 1 << max(0, count * np.dtype(dtype).itemsize - 1).bit_length()
         with self._here():
-            memory = self._cupy.cuda.alloc_pinned_memory(max(1, count * np.dtype(dtype).itemsize))
+            memory = self._cupy.cuda.alloc_pinned_memory(size)
         return np.frombuffer(memory, dtype, count).reshape(shape)
 
     def stream(self) -> Any:
@@ -194,8 +204,7 @@ class CupyRuntime:
         key = source, name, options
         if key not in self._kernels:
             with self._here():
-                module = self._cupy.RawModule(code=source, options=options, backend="nvrtc")
-                self._kernels[key] = module.get_function(name)
+                self._kernels[key] = self._module(source, options).get_function(name)
         function = self._kernels[key]
 
         def launch(
@@ -211,14 +220,31 @@ class CupyRuntime:
 
         return launch
 
+    def _module(self, source: str, options: tuple[str, ...]) -> Any:
+        key = source, options
+        if key not in self._modules:
+            self._modules[key] = load_module(self._cupy, source, options, self.capability)
+        return self._modules[key]
+
     def adopt(self, array: Any) -> Any:
         """See `Runtime`."""
         with self._here():
-            # what fills the array may be under way, and our streams wait for no other
-            self._cupy.cuda.get_current_stream().synchronize()
             if hasattr(array, "__cuda_array_interface__"):
-                return self._cupy.asarray(array)
-            return self._cupy.from_dlpack(array)
+                found = self._cupy.asarray(array)
+            else:
+                found = self._cupy.from_dlpack(array)
+            # What fills the array may be under way, and our streams wait for no other; a library
+            # may have let the current one wait for its own.
+            self._cupy.cuda.get_current_stream().synchronize()
+        if found.device.id != self.number:
+            raise ValueError(f"an array lies on gpu:{found.device.id}, not on gpu:{self.number}")
+        aligned = 16 if found.ndim > 1 else found.dtype.itemsize  # rows are read 16 bytes at a time
+        if not found.flags.c_contiguous or found.data.ptr % aligned:
+            raise ValueError(
+                f"an array {found.shape} on the device is not contiguous, or begins at an odd "
+                "address: give a contiguous copy"
+            )
+        return found
 
 
 # --- sources -------------------------------------------------------------------------------------

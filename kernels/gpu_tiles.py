@@ -475,7 +475,7 @@ def sort_rows(runtime: Runtime, stream: Any, keys: Any) -> None:
 
 
 def values_of(ordered: np.ndarray) -> np.ndarray:
-    """Return the float32 of `ordered` numbers, uint32; see keys.cuh."""
+    """Return the float32 of `ordered` numbers, uint32; see device.cuh."""
     negative = ordered < 0x80000000
     return np.where(negative, ~ordered, ordered & np.uint32(0x7FFFFFFF)).view(np.float32)
 

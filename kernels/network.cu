@@ -106,8 +106,8 @@ score_network(const char* __restrict__ left_rows, const char* __restrict__ right
               u64* __restrict__ first_bad, const float* __restrict__ weights,
               const int* __restrict__ widths, float* scratch, NetworkShape shape, Layout layout,
               Constants constants) {
-  __shared__ float x[FP_STEP][FP_ROW];
-  __shared__ float w[FP_STEP][FP_TILE];
+  __shared__ __align__(16) float x[FP_STEP][FP_ROW];  // read four at a time
+  __shared__ __align__(16) float w[FP_STEP][FP_TILE];
   __shared__ Sides sides[FP_TILE];
   const int thread = threadIdx.x;
   const i64 half = (i64)shape.most_units * FP_TILE;

@@ -29,6 +29,7 @@
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
 #define __constant__ static const
+#define __align__(bytes) __attribute__((aligned(bytes)))
 #define __shared__ static __attribute__((section("fp_shared"), aligned(16)))
 
 struct dim3 { unsigned x = 1, y = 1, z = 1; };

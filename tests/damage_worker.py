@@ -56,7 +56,9 @@ def theirs(path, kind, ids):
         array = np.load(path)
         return digest(array[:, 0], array[:, 1]) if kind == "pairs" else digest(array)
     if suffix == ".npz":
-        return digest(np.load(path)["embeddings"])
+        names = ("left", "right") if kind == "pairs" else ("embeddings",)
+        archive = np.load(path)
+        return digest(*(archive[name] for name in names))
     if suffix == ".h5" and kind == "embeddings":
         with h5py.File(path) as file:
             return digest(file["embeddings"][:])

@@ -300,7 +300,7 @@ class SimulatedRuntime:
         Device number.
     """
 
-    name = "simulated"
+    name, capability = "simulated", "90"
 
     def __init__(self, memory=1 << 30, order=0, number=0):
         self.number, self.memory, self.order = number, memory, order
@@ -370,7 +370,7 @@ class SimulatedRuntime:
             return array
         interface = array.__cuda_array_interface__
         if interface.get("strides") is not None:
-            raise SimulationError("only contiguous arrays are adopted")
+            raise ValueError("an array on the device is not contiguous: give a contiguous copy")
         dtype = np.dtype(interface["typestr"])
         count = int(np.prod(interface["shape"])) * dtype.itemsize
         memory = (ctypes.c_uint8 * count).from_address(interface["data"][0])

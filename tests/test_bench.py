@@ -331,6 +331,19 @@ def test_one_wrong_pair_is_found(name, head):
     assert compare(case, replace(backend, run=wrong))["wrong"] > 0
 
 
+@pytest.mark.parametrize("name", ["CPU pairs", "CPU dense tiles"])
+def test_a_score_that_is_no_number_is_found(name):
+    (backend,) = [one for one in backends() if one.name == name]
+
+    def wrong(case, plan):
+        scores = backend.run(case, plan)
+        scores[np.unravel_index(np.argmin(case.raw), case.raw.shape)] = np.nan
+        return scores
+
+    (case,) = small_cases(heads=["dot"], precisions=["float32"])
+    assert compare(case, replace(backend, run=wrong))["wrong"] > 0
+
+
 def test_a_pair_that_a_result_lacks_or_should_lack_is_found():
     (case,) = small_cases(heads=["dot"], precisions=["float32"])
     for name in ("CPU top-k", "CPU threshold"):

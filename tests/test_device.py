@@ -16,11 +16,18 @@ from fastpair.bench import WORKS, bench
 from fastpair.bench_report import print_bench
 from fastpair.cli import commands
 from fastpair.device import Missing, pick
-from fastpair.errors import ArgumentError, DeviceError, FastpairError, MismatchError
+from fastpair.errors import (
+    ArgumentError,
+    DeviceError,
+    FastpairError,
+    MemoryBudgetError,
+    MismatchError,
+)
 from fastpair.files import write_embeddings, write_pairs
 from fastpair.gpu_machine import TINY
 from fastpair.heads import HEADS
 from fastpair.kernels import PRECISIONS
+from fastpair.kernels.gpu import OutOfDeviceMemory
 from fastpair.results import ScoreFile
 
 
@@ -136,6 +143,31 @@ def test_a_gpu_that_does_not_start_is_told_once_with_its_reason(machine):
             pick("gpu:0")
     assert "does not work" in pick().note
     assert started == [0]
+
+
+def test_a_gpu_without_bfloat16_products_is_too_old(machine):
+    old = SimulatedRuntime()
+    old.name, old.capability = "T4", "75"
+    machine(cuda=13000, start=lambda number: old)
+    with pytest.raises(DeviceError, match=r"gpu:0, T4, is too old: compute capability 7\.5, not 8"):
+        pick("gpu")
+    assert "too old" in pick().note
+
+
+def test_errors_of_the_driver_are_told_as_one_sentence():
+    class CUDARuntimeError(RuntimeError):
+        __module__ = "cupy_backends.cuda.api.runtime"
+
+    with (
+        pytest.raises(DeviceError, match=r"gpu:2 failed \(CUDARuntimeError: no luck\): use the"),
+        device.failures_told(2),
+    ):
+        raise CUDARuntimeError("no\nluck")
+    with pytest.raises(MemoryBudgetError, match="gpu:2 has no room left"), device.failures_told(2):
+        raise OutOfDeviceMemory("5 bytes")
+    with pytest.raises(ZeroDivisionError) as own, device.failures_told(2):
+        raise ZeroDivisionError
+    assert own.value.__cause__ is None
 
 
 def test_a_missing_compiler_is_named(machine):
@@ -364,6 +396,26 @@ def test_bench_measures_a_gpu_beside_the_cpu(files, machine, monkeypatch, capsys
     shown = capsys.readouterr().out
     for words in ("gpu:0, simulated", "host to device", "gpu:0", "link"):
         assert words in shown
+
+
+def test_walks_side_by_side_share_the_memory_of_a_device(files, machine, monkeypatch):
+    machine(cuda=13000)
+    asked = []
+
+    class Enough(Exception):
+        pass
+
+    def walks(make, left, right, memory, start):
+        make(left, right, memory)
+        make(left, right, memory // 2)
+        raise Enough
+
+    monkeypatch.setattr(jobs, "RemainingPairs", walks)
+    monkeypatch.setattr(jobs, "_all_pairs", lambda *given, **options: asked.append(given[4]))
+    with pytest.raises(Enough):
+        jobs.matrix(files / "t.h5", files / "k.h5", top_k=3, device="gpu", device_memory=10**6)
+    assert asked[0] == 10**6
+    assert asked[1] in (10**6 // 2 - 1, 10**6 // 2)
 
 
 # --- resuming ---

@@ -14,7 +14,7 @@ from test_matrix import collect_hits, collect_top_k, expected_hits, pair_scores
 from test_precision import HEADS, a_model, folded
 
 from fastpair import gpu_best, gpu_matrix, gpu_walk
-from fastpair.errors import ArgumentError, MemoryBudgetError
+from fastpair.errors import ArgumentError, DeviceError, MemoryBudgetError
 from fastpair.gpu_matrix import GpuNetworkPairs, GpuPairs, all_pairs
 from fastpair.kernels import LINKS, PRECISIONS, Network, Plan, RowLayout, aligned_empty
 from fastpair.kernels.gpu import OutOfDeviceMemory
@@ -388,3 +388,19 @@ def test_refusals():
         on_gpu(rows, None, plan).histogram(0)
     with pytest.raises(ArgumentError, match="at least one device"):
         on_gpu(rows, None, plan, devices=0)
+
+
+def test_an_error_of_the_driver_is_one_sentence():
+    class CUDARuntimeError(RuntimeError):
+        __module__ = "cupy_backends.cuda.api.runtime"
+
+    class Broken(SimulatedRuntime):
+        def fill(self, *_):
+            raise CUDARuntimeError("cudaErrorIllegalAddress")
+
+    rng = np.random.default_rng(0)
+    plan = random_plan(rng, products_only(20, 4, "float32"))
+    rows = random_table(rng, 30, plan)
+    for walk in (lambda pairs: list(pairs.top_k(2)), lambda pairs: list(pairs.above(0.0))):
+        with pytest.raises(DeviceError, match=r"gpu:0 failed \(CUDARuntimeError: cudaErrorIllegal"):
+            walk(GpuPairs(rows, None, plan, runtimes=[Broken()]))

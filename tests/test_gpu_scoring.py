@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -440,9 +441,56 @@ def test_arrays_of_the_device_are_checked_too():
     ):
         with pytest.raises(ArgumentError, match="expected"):
             scorer.score_device(left, right, out)
+    column = OnDevice(np.zeros((40, 2), np.int32)[:, 1])
+    for left, right, side in ((column, good, "left"), (good, column, "right")):
+        with pytest.raises(ArgumentError, match=f"{side} is an array .* not contiguous"):
+            scorer.score_device(left, right)
     walked = GpuPairScorer(rows, plan, devices=[SimulatedRuntime(rows.nbytes // 2)])
     with pytest.raises(MemoryBudgetError, match="do not fit gpu:0"):
         walked.score_device(good, good)
+
+
+def test_arrays_go_to_the_device_that_they_are_on():
+    rows, plan = some_table()
+    scorer = GpuPairScorer(rows, plan, devices=[SimulatedRuntime(), SimulatedRuntime(number=1)])
+    (block,) = some_blocks(50, [40])
+    expected = PairScorer(rows, plan)(block.left, block.right).tobytes()
+    for place in ({"id": 1}, {"index": 1, "type": "cuda"}):
+        left, right = (OnDevice(side.astype(np.int64)) for side in (block.left, block.right))
+        left.device = SimpleNamespace(**place)
+        scores = scorer.score_device(left, right)
+        assert scores.runtime.number == 1
+        assert scores.data.tobytes() == expected
+    left.device.index = 2
+    with pytest.raises(ArgumentError, match="left is on gpu:2, which is none"):
+        scorer.score_device(left, right)
+
+
+class Liar(SimulatedRuntime):
+    """Says that the first pair has a row number out of range."""
+
+    def fill(self, target, byte, stream):
+        super().fill(target, 0, stream)
+
+
+@pytest.mark.parametrize("walked", [False, True])
+def test_a_device_that_sees_bad_row_numbers_where_there_are_none_is_not_trusted(
+    walked, monkeypatch
+):
+    rows, plan = some_table()
+    (block,) = some_blocks(50, [200])
+    if walked:
+        monkeypatch.setattr(gpu_worker, "FEWEST_AT_ONCE", 64)
+        monkeypatch.setattr(gpu_worker, "FEWEST_ROWS", 8)
+    memory = {"device_memory": 3 * (64 * 12 + 8) + rows.nbytes // 2} if walked else {}
+    scorer = GpuPairScorer(rows, plan, devices=[Liar()], **memory)
+    assert scorer.resident is not walked
+    with pytest.raises(DeviceError, match="out of range, which it has not: do not trust"):
+        scorer(block.left, block.right)
+    if not walked:
+        numbers = [OnDevice(array.astype(np.int32)) for array in (block.left, block.right)]
+        with pytest.raises(DeviceError, match=r"pair 0 has .* do not trust"):
+            scorer.score_device(*numbers)
 
 
 def test_a_table_of_many_columns_is_scored():
