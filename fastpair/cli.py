@@ -359,10 +359,45 @@ def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
     _finish(summary, as_json, f"{summary['kind']} {shape}, {ids} -> {output}")
 
 
+IDS_TOO = {
+    *("output", "valid", "good", "graded", "head", "dim", "loss", "epochs", "batch", "seed"),
+    *("learning_rate", "calibrate", "threshold_by", "prior", "left_column", "right_column"),
+    *("label_column", "log", "threads", "overwrite", "as_json"),
+    *("separator", "header", "follow_links"),
+}
+"""Options of `train` that are also there with --ids."""
+
+IDS_ALONE = {"ids", "two_tables", "weight_decay", "negatives", "implicit", "biases"}
+"""Options of `train` that are there with --ids alone."""
+
+
 @commands.command()
-@click.argument("embeddings", type=_path)
-@click.argument("pairs", type=_path)
+@click.argument("embeddings", type=_path, required=False)
+@click.argument("pairs", type=_path, required=False)
 @_output
+@click.option(
+    "--ids",
+    type=_path,
+    metavar="PAIRS",
+    help="Learn a table of the ids in PAIRS, in the place of EMBEDDINGS PAIRS.",
+)
+@click.option(
+    "--two-tables/--one-table",
+    default=None,
+    help="Left and right ids are of two kinds, or of one.  [default: as columns and ids say]",
+)
+@click.option(
+    "--weight-decay", type=click.FloatRange(0), help="Of the vectors of a pair, with --ids."
+)
+@click.option(
+    "--negatives", type=click.IntRange(1), help="Drawn for each good pair, with bpr and softmax."
+)
+@click.option(
+    "--implicit/--no-implicit",
+    default=None,
+    help="With --ids: which right ids a left one has says something about it, whatever the label.",
+)
+@click.option("--biases/--no-biases", default=None, help="A bias for each id, with --ids.")
 @click.option("--valid", type=_path, metavar="PAIRS", help="Validation pairs; else some are kept.")
 @click.option("--graded", is_flag=True, help="Learn the grade itself, not good or bad.")
 @_good
@@ -385,7 +420,8 @@ def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
 @click.option(
     "--loss",
     help="cross-entropy, ranking, contrastive, triplet, squared or correlation, joined by +, each "
-    "with a number after a colon if wanted; or sampled: good pairs alone, bad ones are sampled.",
+    "with a number after a colon if wanted; or sampled: good pairs alone, bad ones are sampled. "
+    "With --ids cross-entropy, squared, or of good pairs alone bpr or softmax.",
 )
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="Of the input.")
 @click.option("--pull", type=click.FloatRange(0), help="Of projections back to their start.")
@@ -446,10 +482,22 @@ def train(as_json: bool, output: Path, **options: Any) -> None:
     Labels are 0 and 1 (or bad and good, no and yes, false and true); graded labels need --good X
     or --graded. A few arms, each one set of options, learn from the same pairs, and the one that
     ranks validation pairs best is kept. Options replace those of every arm.
+
+    With --ids there are no embeddings: a vector and a bias are learned for each id, from labels,
+    from grades (--graded), or from good pairs alone (no column of labels).
     """
     from fastpair import jobs
     from fastpair.checkpoints import SUFFIX
 
+    given = _given_options()
+    if options["ids"] is not None:
+        _train_ids(as_json, output, given, options)
+        return
+    if options["pairs"] is None:
+        raise click.UsageError("give EMBEDDINGS and PAIRS, or --ids PAIRS")
+    for name in sorted(given & IDS_ALONE):
+        raise click.UsageError(f"{_spelled(name)} goes with --ids alone")
+    options = {name: value for name, value in options.items() if name not in IDS_ALONE}
     if options["asymmetric"]:
         _say("--asymmetric: if learning helps, the score of (a, b) will NOT be that of (b, a)")
     options["reading"] = _read_options(options)
@@ -479,6 +527,56 @@ def train(as_json: bool, output: Path, **options: Any) -> None:
     )
 
 
+def _given_options() -> set[str]:
+    """Return the names of the options that were given on the command line."""
+    context = click.get_current_context()
+    command_line = click.core.ParameterSource.COMMANDLINE
+    return {n for n in context.params if context.get_parameter_source(n) is command_line}
+
+
+def _spelled(name: str) -> str:
+    """Return how the option of this name is written."""
+    parameters = click.get_current_context().command.params
+    return next(one.opts[0] for one in parameters if one.name == name)
+
+
+def _train_ids(as_json: bool, output: Path, given: set[str], options: Summary) -> None:
+    """Learn tables of ids; refuse options that have no meaning for them."""
+    from fastpair import id_jobs
+
+    if options["embeddings"] is not None:
+        raise click.UsageError("--ids PAIRS stands in the place of EMBEDDINGS PAIRS: give no more")
+    for name in sorted(given - IDS_TOO - IDS_ALONE):
+        raise click.UsageError(f"{_spelled(name)} has no meaning with --ids")
+    pairs, reading = options["ids"], _read_options(options)
+    renamed = {"learning_rate": "rate", "weight_decay": "decay"}
+    settings = {
+        renamed.get(name, name): value
+        for name, value in options.items()
+        if name in (IDS_TOO | IDS_ALONE) - {"ids"}
+    }
+    settings["reading"] = reading
+    with Meter("epochs") as meter:
+
+        def on_epoch(entry: Summary) -> None:
+            meter.expect(meter.done + 1 + entry["epochs_left"])
+            meter(1)
+
+        summary = id_jobs.train(pairs, output, on_epoch=on_epoch, **settings)
+    metrics = ", ".join(f"{_metric_name(k)} {v:.4f}" for k, v in summary["validation"].items())
+    _finish(
+        summary,
+        as_json,
+        f"trained on {summary['n_pairs']} pairs in {summary['seconds']:.1f} s -> {output}",
+        f"on the validation pairs: {metrics}",
+        f"scores are of the unit {summary['unit']}: {summary['meaning']}",
+    )
+
+
+def _metric_name(key: str) -> str:
+    return METRICS.get(key, key)
+
+
 def _show_arms(arms: list[Summary]) -> None:
     """Print what each arm reached on the validation pairs as a table on standard error."""
     from rich import box
@@ -499,8 +597,7 @@ def _show_arms(arms: list[Summary]) -> None:
 
 @commands.command(epilog=BUILTIN_HELP)
 @click.argument("model")
-@click.argument("embeddings", type=_path)
-@click.argument("pairs", type=_path)
+@click.argument("files", type=_path, nargs=-1, metavar="[EMBEDDINGS] PAIRS")
 @_good
 @click.option("--graded", is_flag=True, help="Labels are grades.")
 @click.option(
@@ -531,15 +628,28 @@ def _show_arms(arms: list[Summary]) -> None:
 @_own_head
 @_reading
 @_json
-def evaluate(as_json: bool, **options: Any) -> None:
+def evaluate(as_json: bool, files: tuple[Path, ...], **options: Any) -> None:
     """Measure a model on labelled PAIRS, through the same kernels that score.
 
     Beside it stand the raw cosine and an unlabelled PCA. Numbers in brackets hold 95 % of the draws
-    of a bootstrap over entities.
+    of a bootstrap over entities. A model that learned ids has no EMBEDDINGS; beside it stand its
+    biases alone.
     """
-    from fastpair import jobs
+    if len(files) not in (1, 2):
+        raise click.UsageError("give EMBEDDINGS and PAIRS, or PAIRS for a model that learned ids")
+    if len(files) == 1:
+        from fastpair import id_jobs
 
-    summary = jobs.evaluate(reading=_read_options(options), **options)
+        for name in ("train", "properties", "dataset", "keys"):
+            if name in _given_options():
+                raise click.UsageError(f"{_spelled(name)} goes with EMBEDDINGS alone")
+            options.pop(name)
+        summary = id_jobs.evaluate(pairs=files[0], reading=_read_options(options), **options)
+    else:
+        from fastpair import jobs
+
+        options["reading"] = _read_options(options)
+        summary = jobs.evaluate(embeddings=files[0], pairs=files[1], **options)
     if as_json:
         _finish(summary, True)
         return
@@ -560,17 +670,25 @@ METRICS = {
     "log_loss": "log loss",
     "brier": "Brier score",
     "ece": "calibration error",
+    "rmse": "root mean square error",
+    "mae": "mean absolute error",
 }
 """Metrics in the order in which they are printed, and what they are called."""
 
-SIMILARITIES = {"raw_cosine": "raw cosine", "unlabelled_pca": "unlabelled PCA"}
+SIMILARITIES = {
+    "raw_cosine": "raw cosine",
+    "unlabelled_pca": "unlabelled PCA",
+    "biases_alone": "biases alone",
+}
+"""What stands beside the model, where it is there."""
 
 
 def _evaluation_lines(summary: Summary) -> list[str]:
     """Put what `jobs.evaluate` found into words and tables."""
     good = "" if summary["n_good"] is None else f", {summary['n_good']} of them good"
-    others = [summary[name] for name in SIMILARITIES]
-    rows = [["", "model", *SIMILARITIES.values()]]
+    beside = {name: words for name, words in SIMILARITIES.items() if name in summary}
+    others = [summary[name] for name in beside]
+    rows = [["", "model", *beside.values()]]
     graded = summary["auc"] is None or "spearman" in summary.get("intervals", {})
     for key, name in METRICS.items():
         if summary.get(key) is None or (key in ("spearman", "pearson") and not graded):
@@ -580,10 +698,10 @@ def _evaluation_lines(summary: Summary) -> list[str]:
         rows.append([name, *(_shown(metrics, key) for metrics in (summary, *others))])
     found = summary["recall_at"]
     for k in found.get("model", {}):
-        cells = [_number(found[name][k]) for name in ("model", *SIMILARITIES)]
+        cells = [_number(found[name][k]) for name in ("model", *beside)]
         rows.append([f"recall in the best {k}", *cells])
     lines = [f"{summary['n_pairs']} pairs{good}", *_aligned(rows)]
-    for name, words in SIMILARITIES.items():
+    for name, words in beside.items():
         gain = summary[name].get("gain", {})
         for key in ("average_precision", "spearman"):
             if key in gain:
@@ -619,9 +737,13 @@ def _group_lines(groups: Summary, name: str) -> list[str]:
     keys = ["auc", "average_precision"]
     if all(metrics.get("auc") is None for metrics in groups.values()):
         keys = ["spearman"]
-    rows = [[name, "pairs", "good", *(METRICS[key] for key in keys), "raw cosine", ""]]
+    beside = next(
+        (one for one in ("raw_cosine", "biases_alone") for m in groups.values() if one in m), ""
+    )
+    words = SIMILARITIES.get(beside, "")
+    rows = [[name, "pairs", "good", *(METRICS[key] for key in keys), words, ""]]
     for value, metrics in groups.items():
-        cosine = metrics.get("raw_cosine", {})
+        cosine = metrics.get(beside, {})
         counts = [str(metrics["n_pairs"]), str(metrics["n_good"] or 0)]
         against = f"against {metrics['against']}" if "against" in metrics else ""
         cells = [_shown(metrics, key) for key in keys]
@@ -673,7 +795,7 @@ def _metric_lines(metrics: Summary, name: str) -> list[str]:
 
 @commands.command(epilog=BUILTIN_HELP)
 @click.argument("model")
-@click.argument("embeddings", type=_path)
+@click.argument("embeddings", type=_path, required=False)
 @_output
 @click.option(
     "--precision",
@@ -687,7 +809,7 @@ def _metric_lines(metrics: Summary, name: str) -> list[str]:
     type=click.Choice(["both", "left", "right"]),
     default="both",
     show_default=True,
-    help="Whose entities these are; asymmetric models need left or right.",
+    help="Whose entities these are; models of two sides need left or right.",
 )
 @_dataset
 @_threads
@@ -698,7 +820,10 @@ def _metric_lines(metrics: Summary, name: str) -> list[str]:
 @_reading
 @_json
 def project(as_json: bool, output: Path, **options: Any) -> None:
-    """Fold EMBEDDINGS through MODEL into a table, the form in which they are scored."""
+    """Fold EMBEDDINGS through MODEL into a table, the form in which they are scored.
+
+    A model that learned ids takes its own tables: leave EMBEDDINGS out.
+    """
     from fastpair import jobs
 
     options["reading"] = _read_options(options)
@@ -778,10 +903,9 @@ def features(as_json: bool, output: Path, kinds: str | None, **options: Any) -> 
 @_compression
 @click.option(
     "--unknown",
-    type=click.Choice(["refuse", "nan"]),
-    default="refuse",
-    show_default=True,
-    help="Refuse unknown ids, or write NaN as the scores of their pairs.",
+    type=click.Choice(["refuse", "nan", "mean"]),
+    help="Refuse unknown ids, write NaN as the scores of their pairs, or take the mean of their "
+    "side, where a model learned ids.  [default: mean where there is one, else refuse]",
 )
 @_resume
 @_threads
@@ -832,12 +956,21 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
     "--temperature", type=float, metavar="T", help="Scores are divided by T.  [default: 1]"
 )
 @click.option("--no-self", is_flag=True, help="In a lookup, an entity does not find itself.")
+@click.option(
+    "--exclude",
+    type=_path,
+    metavar="PAIRS",
+    help="Pairs that --top-k leaves out, such as those that are known already.",
+)
+@_pair_columns
+@_keys
 @_compression
 @_resume
 @_threads
 @_memory
 @_device
 @_overwrite
+@_reading
 @_json
 def matrix(as_json: bool, output: Path, **options: Any) -> None:
     """Score all pairs of TABLE, or of TABLE and another one, and keep what is asked for.
@@ -865,6 +998,7 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
         raise click.UsageError("--bins goes with --histogram")
     from fastpair import jobs
 
+    options["reading"] = _read_options(options)
     with Meter("pairs") as meter:
         summary = jobs.matrix(output=output, progress=meter, expect=meter.expect, **options)
     _finish(
@@ -877,9 +1011,11 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
 
 def _look_up(as_json: bool, output: Path, soft: Summary, options: Summary) -> None:
     """Answer `fastpair matrix --lookup`."""
-    for name in ("dense", "histogram", "bins", "compression", "resume", "device_memory"):
-        if options.pop(name):
-            raise click.UsageError(f"--{name.replace('_', '-')} does not go with --lookup")
+    refused = {"dense", "histogram", "bins", "compression", "resume", "device_memory", "exclude"}
+    refused |= {"left_column", "right_column", "keys", "separator", "header", "follow_links"}
+    for name in sorted(refused & _given_options()):
+        raise click.UsageError(f"{_spelled(name)} does not go with --lookup")
+    options = {name: value for name, value in options.items() if name not in refused}
     if options.pop("device") not in ("auto", "cpu"):
         raise click.UsageError("--lookup runs on the CPU: leave out --device")
     if options["top_k"] is not None and options["threshold"] is not None:
@@ -907,8 +1043,7 @@ def _look_up(as_json: bool, output: Path, soft: Summary, options: Summary) -> No
 
 @commands.command(epilog=BUILTIN_HELP)
 @click.argument("model")
-@click.argument("embeddings", type=_path)
-@click.argument("expressions", metavar="EXPRESSION...", nargs=-1)
+@click.argument("words", metavar="[EMBEDDINGS] EXPRESSION...", nargs=-1)
 @click.option(
     "--file", type=_path, metavar="FILE", help="More expressions, one a line of this text."
 )
@@ -926,18 +1061,29 @@ def _look_up(as_json: bool, output: Path, soft: Summary, options: Summary) -> No
 @_threads
 @_own_head
 @_json
-def nearest(as_json: bool, expressions: tuple[str, ...], file: Path | None, **options: Any) -> None:
+def nearest(
+    as_json: bool, model: str, words: tuple[str, ...], file: Path | None, **options: Any
+) -> None:
     """Show the entities most similar to an id, or to arithmetic on ids.
 
     EXPRESSION is an id or several with + - * /, weights and parentheses, words apart by spaces:
     "king - man + woman", "0.7 paris + 0.3 france", "blood * color". Quote ids that have spaces
     inside. What it comes to in the space of EMBEDDINGS goes through MODEL like any embedding.
+    A model that learned ids takes its own tables: leave EMBEDDINGS out. Where it learned two,
+    EXPRESSION is of left ids and the answers are right ones.
     """
-    if not expressions and file is None:
+    from fastpair.files import has_id_tables
+
+    embeddings = None
+    if not has_id_tables(model):
+        if not words:
+            raise click.UsageError("Missing argument 'EMBEDDINGS'.")
+        embeddings, words = Path(words[0]), words[1:]
+    if not words and file is None:
         raise click.UsageError("give an EXPRESSION, or a --file of them")
     from fastpair.nearest import nearest as find
 
-    summary = find(expressions=expressions, file=file, **options)
+    summary = find(model, embeddings, words, file=file, **options)
     if as_json:
         _finish(summary, True)
         return

@@ -57,7 +57,8 @@ def evaluate_scores(
     threshold : pairs of at least this score count as taken; adds f1, precision and recall.
     good : a label of at least this counts as a good pair; default: 1 where labels are 0 or 1.
     graded : whether labels are grades; then only `good` makes pairs good or bad.
-    unit : what a score means; "log-odds" adds log_loss, brier and ece (expected calibration error).
+    unit : what a score means; "log-odds" adds log_loss, brier and ece (expected calibration error),
+        "grade" adds rmse and mae (root mean square and mean absolute error).
     probability : (M,) float, of being good; default the sigmoid of scores that are log-odds.
 
     Returns
@@ -74,6 +75,9 @@ def evaluate_scores(
     scores, labels = _checked(scores, labels)
     result: dict[str, Any] = dict.fromkeys(("auc", "average_precision", "eer"))
     result |= {"spearman": None, "pearson": None}
+    if unit == "grade" and len(scores):
+        result["rmse"] = float(np.sqrt(np.mean((scores - labels) ** 2)))
+        result["mae"] = float(np.mean(np.abs(scores - labels)))
     notes: list[str] = []
     if scores.size and np.ptp(scores) > 0 and np.ptp(labels) > 0:
         result["spearman"] = float(spearmanr(scores, labels).statistic)

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from fastpair.hdf5 import (
     WRITTEN,
     Output,
     allocate,
+    array_checksum,
     expect_kind,
     fastpair_kind,
     open_hdf5,
@@ -35,6 +36,7 @@ from fastpair.hdf5 import (
     write_text,
 )
 from fastpair.hdf5_arrays import LEAVE, Hdf5Arrays
+from fastpair.id_tables import IdTable, IdTables
 from fastpair.ids import check_ids, fixed_length, text_parts
 from fastpair.kernels import SEGMENTS, Network, Plan, RowLayout
 from fastpair.staging import PARTIAL, WRITING, read_at, write_at, writing
@@ -167,6 +169,7 @@ class Table:
     calibration : the model's curve from scores to probabilities, or None.
     digest : SHA-256 (hex) over rows, plan and ids: equal only for equal tables.
     isolated : (N,) bool, rows whose embeddings are not finite and that score NaN; None if none is.
+    unknown_row : the row of ids that are not here, the last of `rows`, or None.
     """
 
     rows: np.ndarray
@@ -180,6 +183,12 @@ class Table:
     digest: str
     calibration: Isotonic | None = None
     isolated: np.ndarray | None = None
+    unknown_row: int | None = None
+
+    @property
+    def count(self) -> int:
+        """Rows that stand for entities, which come first."""
+        return len(self.rows) if self.unknown_row is None else self.unknown_row
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -289,9 +298,7 @@ class TableWriter(Output):
                 f"rows {start} to {start + len(rows)} of type {rows.dtype} do not fit into a table "
                 f"of {self.count} rows of type {self.dtype}."
             )
-        clean = np.zeros(len(rows), self.dtype)  # what pads a row is zero too: equal bytes
-        for name in self.dtype.names or ():
-            clean[name] = rows[name]
+        clean = self._clean(rows)
         with writing(self.path):
             write_at(self.staging.descriptor, clean, self._start + start * self.dtype.itemsize)
         self.written += len(rows)
@@ -300,6 +307,17 @@ class TableWriter(Output):
         """Mark rows (k,) as those of embeddings that are not finite."""
         with writing(self.path):
             self.file.create_dataset("isolated", data=np.asarray(rows, np.int64))
+
+    def write_unknown(self, rows: np.ndarray) -> None:
+        """Write the one row that stands for ids that the table does not have."""
+        with writing(self.path):
+            write_array(self.file, "unknown", self._clean(rows))
+
+    def _clean(self, rows: np.ndarray) -> np.ndarray:
+        clean = np.zeros(len(rows), self.dtype)  # what pads a row is zero too: equal bytes
+        for name in self.dtype.names or ():
+            clean[name] = rows[name]
+        return clean
 
     def finish(self) -> None:
         """Add the checksums and give the file its name."""
@@ -327,7 +345,7 @@ def _load(block: np.ndarray, piece: range, descriptor: int, start: int) -> int:
     return WRITTEN | zlib.crc32(block.data)
 
 
-def read_table(path: str | Path, *, random_access: bool = True) -> Table:
+def read_table(path: str | Path, *, random_access: bool = True, unknown: bool = False) -> Table:
     """Read a table.
 
     Parameters
@@ -335,6 +353,8 @@ def read_table(path: str | Path, *, random_access: bool = True) -> Table:
     path : a file that `TableWriter` made.
     random_access : True (the default) reads the rows into memory of huge pages and compares them
         with their checksums; False maps the file, which suits reading in order.
+    unknown : read the row of unknown ids too, where there is one, behind the others; needs
+        `random_access`.
 
     Returns
     -------
@@ -355,7 +375,8 @@ def read_table(path: str | Path, *, random_access: bool = True) -> Table:
         dataset = file["rows"]
         if dataset.dtype != plan.layout.dtype or dataset.ndim != 1:
             raise ValueError("the type of its rows is not that of its plan")
-        rows = _read_rows(path, file, random_access)
+        own = _read_unknown(file, plan.layout.dtype) if unknown else np.empty(0, plan.layout.dtype)
+        rows = _read_rows(path, file, random_access, own)
         threshold = file.attrs.get("threshold")
         table = Table(
             rows=rows,
@@ -369,10 +390,25 @@ def read_table(path: str | Path, *, random_access: bool = True) -> Table:
             digest=_table_digest(file),
             calibration=_read_calibration(file),
             isolated=_read_isolated(file, len(rows)),
+            unknown_row=len(dataset) if len(own) else None,
         )
-        if table.ids is not None and len(table.ids) != len(rows):
-            raise ValueError(f"{len(table.ids)} ids for {len(rows)} rows")
+        if table.ids is not None and len(table.ids) != table.count:
+            raise ValueError(f"{len(table.ids)} ids for {table.count} rows")
     return table
+
+
+def _read_unknown(file: h5py.File, dtype: np.dtype) -> np.ndarray:
+    """The row of unknown ids, or none where the table has none."""
+    if "unknown" not in file:
+        return np.empty(0, dtype)
+    dataset = file["unknown"]
+    if dataset.dtype != dtype or dataset.shape != (1,):
+        raise ValueError("the row of unknown ids is not one of its rows")
+    row = np.zeros(1, dtype)  # what pads a row stays zero
+    dataset.read_direct(row)
+    if array_checksum(row) != dataset.attrs["checksum"]:
+        raise ValueError("the row of unknown ids does not agree with its checksum")
+    return row
 
 
 def _checked_ids(file: h5py.File) -> pa.Array | None:
@@ -418,7 +454,8 @@ def _table_digest(file: h5py.File) -> str:
     return digest.hexdigest()
 
 
-def _read_rows(path: Path, file: h5py.File, random_access: bool) -> np.ndarray:
+def _read_rows(path: Path, file: h5py.File, random_access: bool, last: np.ndarray) -> np.ndarray:
+    """Read the rows of a table, then put `last` behind them, which is one row or none."""
     dataset = file["rows"]
     count, width = len(dataset), dataset.dtype.itemsize
     offset = dataset.id.get_offset()
@@ -428,10 +465,12 @@ def _read_rows(path: Path, file: h5py.File, random_access: bool) -> np.ndarray:
         raise EOFError("it ends before its last row")
     if offset is not None and not random_access and offset % 64 == 0:
         return np.memmap(path, np.uint8, "r", offset, (count, width))
-    rows = page_aligned((count, width))
+    everything = page_aligned((count + len(last), width))
+    everything[count:] = last.view(np.uint8).reshape(len(last), width)
+    rows = everything[:count]
     if offset is None:  # repacked by some tool, perhaps compressed
         dataset.read_direct(rows.reshape(-1).view(dataset.dtype))
-        return rows
+        return everything
     sums = file["block_checksum"][:]
     pieces = _pieces(count, int(file.attrs["checksum_rows"]))
     descriptor = os.open(path, os.O_RDONLY)
@@ -445,7 +484,7 @@ def _read_rows(path: Path, file: h5py.File, random_access: bool) -> np.ndarray:
                 raise ValueError("its rows do not agree with their checksums")
     finally:
         os.close(descriptor)
-    return rows
+    return everything
 
 
 def page_aligned(shape: tuple[int, int]) -> np.ndarray:
@@ -468,6 +507,9 @@ def write_model(path: str | Path, model: Model, *, overwrite: bool = False) -> N
     def lay_out(file: h5py.File) -> None:
         for name in sorted(arrays):
             write_array(file, f"arrays/{name}", arrays[name])
+        for side, table in model.tables.sides.items() if model.tables else ():
+            write_array(file, f"tables/{side}/embeddings", table.columns)
+            write_text(file, f"tables/{side}/ids", table.ids)
 
     attributes = {"config": text, "fingerprint": model.fingerprint()}
     with Output(path, "model", attributes, overwrite=overwrite, lay_out=lay_out):
@@ -497,9 +539,29 @@ def read_model(path: str | Path) -> Model:
         if "arrays" in file:
             file["arrays"].visititems(collect)
         model = Model.from_parts(config, arrays)
+        if "tables" in file:
+            model = replace(model, tables=_read_id_tables(file["tables"]))
         if model.fingerprint() != file.attrs["fingerprint"]:
             raise ValueError("its content does not agree with its fingerprint")
     return model
+
+
+def has_id_tables(path: str | Path) -> bool:
+    """Whether a file is a model with tables of its own; False where it is no model at all."""
+    if not Path(path).is_file() or not h5py.is_hdf5(path):
+        return False
+    with open_hdf5(Path(path)) as file:
+        return "tables" in file and file.attrs.get("fastpair_kind") == "model"
+
+
+def _read_id_tables(group: h5py.Group) -> IdTables:
+    sides = {
+        side: IdTable(check_ids(read_text(part["ids"]), f"the {side} table"), part["embeddings"][:])
+        for side, part in group.items()
+    }
+    if "both" in sides:
+        return IdTables(sides["both"])
+    return IdTables(sides["left"], sides["right"])
 
 
 # --- what a file is -----------------------------------------------------------------------------
@@ -586,11 +648,15 @@ def _progress(path: Path, file: h5py.File) -> dict[str, Any]:
     return {"blocks": len(whole), "blocks_done": done, "whole": done == len(whole)}
 
 
-def _model_summary(attributes: dict[str, Any]) -> str:
+def _model_summary(attributes: dict[str, Any], datasets: dict[str, Any]) -> str:
     config = attributes["config"]
     heads = "+".join(branch["head"] for branch in config["branches"])
     threshold = config["threshold"]
     decides = "" if threshold is None else f", good from {threshold:.4g}"
+    tables = sorted(n for n in datasets if n.startswith("tables/") and n.endswith("/ids"))
+    if tables:
+        ids = " and ".join(str(datasets[name]["shape"][0]) for name in tables)
+        return f"{heads} over tables of {ids} ids, scores are {config['unit']}{decides}"
     columns = config["input_columns"] or "any number of"
     return f"{heads} over {columns} columns, scores are {config['unit']}{decides}"
 
@@ -610,7 +676,7 @@ def _summary(found: dict[str, Any]) -> str:
         count, model = datasets["rows"]["shape"][0], attributes["model_name"]
         listed = f"{count} rows of {attributes['precision']} by model {model}"
     elif kind == "model":
-        listed = _model_summary(attributes)
+        listed = _model_summary(attributes, datasets)
     state = {True: "; whole", False: "; damaged", None: ""}[found["whole"]]
     if found["path"].endswith((PARTIAL, WRITING)):
         done, blocks = found.get("blocks_done", 0), found.get("blocks", 0)

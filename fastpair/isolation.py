@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from fastpair.errors import DataError
-from fastpair.remaining import RemainingPairs
 
 ROWS_MOVED = 1 << 14
 """Rows of a table that are moved together."""
@@ -69,8 +68,9 @@ def pack_rows(rows: np.ndarray, good: np.ndarray) -> np.ndarray:
     return rows[: len(good)]
 
 
-FromRow = Callable[[np.ndarray, np.ndarray | None, int], RemainingPairs]
-"""Gives the walk of left rows, from one of them on, against right rows (None: one table)."""
+FromRow = Callable[[np.ndarray, np.ndarray | None, int], Any]
+"""Gives the walk of left rows, from one of them on, against right rows (None: one table):
+a `RemainingPairs`, or one that only has what is asked of it."""
 
 
 class PairsWithoutIsolated:

@@ -49,6 +49,7 @@ from fastpair.verifying import describe_log
 from fastpair.verifying import verify as verify_file
 
 if TYPE_CHECKING:
+    from fastpair.exclusions import Exclusions
     from fastpair.gpu_scoring import GpuPairScorer
 
 Summary = dict[str, Any]
@@ -235,7 +236,7 @@ def train(
             weights=weights,
             graded=graded,
             on_estimate=on_estimate,
-            on_epoch=_logging(log, state[0]["history"] if state else [], stack, on_epoch),
+            on_epoch=logging_epochs(log, state[0]["history"] if state else [], stack, on_epoch),
             checkpoint=checkpoint,
             **{name: value for name, value in settings.items() if value is not None},
         )
@@ -260,7 +261,7 @@ def train(
     }
 
 
-def _logging(
+def logging_epochs(
     log: Path | None,
     history: list[dict[str, Any]],
     stack: contextlib.ExitStack,
@@ -423,6 +424,7 @@ def evaluate(
 
     begun = time.perf_counter()
     similarity = load_model(model)
+    refuse_embeddings(similarity, model)
     embeddings, pairs = received(embeddings), received(pairs)
     source = open_embeddings(embeddings, dataset=dataset, options=reading.of_links)
     similarity.check_embeddings(source.shape[1])
@@ -501,9 +503,36 @@ def _entities_seen(
 # --- folding --------------------------------------------------------------------------------------
 
 
+def own_source(model: Model, path: str | Path, side: str) -> EmbeddingSource:
+    """Return what a model learned of the ids of a side, as if it were a file of embeddings.
+
+    Raises
+    ------
+    ArgumentError : the model has no tables of its own, or not of this side.
+    """
+    if model.tables is None:
+        raise ArgumentError(f"the model {path} has no tables of its own: give EMBEDDINGS too")
+    table = model.tables.of(side)
+
+    def read(rows: int) -> Iterator[np.ndarray]:
+        starts = range(0, len(table.columns), rows)
+        return (table.columns[start : start + rows] for start in starts)
+
+    columns = table.columns
+    source = EmbeddingSource(Path(path), columns.shape, columns.dtype, table.ids, read, "the model")
+    source.assumed = ""
+    return source
+
+
+def refuse_embeddings(model: Model, path: str | Path) -> None:
+    """Refuse a file of embeddings beside a model that has tables of its own."""
+    if model.tables is not None:
+        raise ArgumentError(f"the model {path} has tables of its own: leave EMBEDDINGS out")
+
+
 def project(
     model: str | Path,
-    embeddings: Path,
+    embeddings: Path | None,
     output: Path,
     *,
     precision: str = "float32",
@@ -522,8 +551,9 @@ def project(
     Parameters
     ----------
     model : a model file or the name of a built-in similarity.
+    embeddings : a file of any accepted format; None for a model with tables of its own.
     precision : "float32", "float16", "bfloat16" or "int8".
-    side : "left" or "right" in asymmetric models: whose entities the embeddings are.
+    side : "left" or "right" in asymmetric models and models of two tables: whose entities.
     reading : what the embeddings do not say themselves.
     nonfinite : "refuse" (the default) embeddings that are not finite, or "nan": they score NaN.
     threads : default one for each processor.
@@ -531,13 +561,24 @@ def project(
     """
     similarity = load_model(model)
     _expect_hdf5(output)
-    check_output(Path(output), overwrite=overwrite, inputs=[Path(embeddings), Path(model)])
+    inputs = [Path(path) for path in (embeddings, model) if path is not None]
+    check_output(Path(output), overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
-    source = open_embeddings(
-        received(embeddings), dataset=dataset, options=reading, nonfinite=nonfinite
-    )
+    tables, folded_side, made_from = similarity.tables, side, None
+    if embeddings is None:
+        if (dataset, reading, nonfinite) != (None, AS_FOUND, "refuse"):
+            raise ArgumentError(
+                "--dataset, --nonfinite and options of reading go with EMBEDDINGS, which are not "
+                "given"
+            )
+        source, folded_side = own_source(similarity, model, side), "both"
+    else:
+        refuse_embeddings(similarity, model)
+        embeddings = received(embeddings)
+        made_from = {"embeddings_fingerprint": file_fingerprint(embeddings)}
+        source = open_embeddings(embeddings, dataset=dataset, options=reading, nonfinite=nonfinite)
     count, columns = source.shape
-    folder = Folder(similarity, columns, precision, side=side, threads=threads)
+    folder = Folder(similarity, columns, precision, side=folded_side, threads=threads)
     width = max(columns, folder.plan.layout.row_bytes // 4)
     step = max(1, min(FOLDED_AT_ONCE, memory_budget(memory) // 64) // width)
     if expect is not None:
@@ -557,7 +598,7 @@ def project(
         unit=similarity.unit,
         threshold=similarity.threshold,
         calibration=similarity.calibration,
-        made_from={"embeddings_fingerprint": file_fingerprint(embeddings)},
+        made_from=made_from,
         overwrite=overwrite,
     ) as table:
         for start, block in source.blocks(step):
@@ -565,6 +606,8 @@ def project(
             progress(len(block))
         if source.isolated is not None and source.isolated.any():
             table.isolate(np.flatnonzero(source.isolated))
+        if tables is not None:
+            table.write_unknown(folder.fold(tables.of(side).unknown[None]))
     return {
         "output": str(output),
         "rows": count,
@@ -673,7 +716,7 @@ def score(
     keys: str = "auto",
     dataset: str | None = None,
     reading: ReadOptions = AS_FOUND,
-    unknown: str = "refuse",
+    unknown: str | None = None,
     threads: int | None = None,
     memory: str | int | None = None,
     compression: str | None = None,
@@ -696,7 +739,9 @@ def score(
     distance : write distances, for models that are minus a distance; see `distance_form`.
     min_score : keep only pairs of at least this, in what is written; default: all.
     reading : what the pair file does not say itself.
-    unknown : "refuse" (the default) unknown ids, or write "nan" as the scores of their pairs.
+    unknown : "refuse" unknown ids, write "nan" as the scores of their pairs, or "mean": they score
+        as the mean of their side, which tables of a model that learned ids have; default: "mean"
+        for such tables, "refuse" for others.
     memory : what may be allocated, the tables included.
     compression : name of a filter for an HDF5 output; see `fastpair.compression.FILTERS`.
     device : "auto", "cpu", "gpu", "gpu:1" or "gpu:0,1"; see `fastpair.device.pick`.
@@ -737,20 +782,23 @@ def score(
     pairs = received(pairs)
     preparing = threading.Thread(target=_prepare_kernels, name="fastpair-prepare")
     preparing.start()  # takes the interpreter half a second, in which tables are read
-    left, right, budget = _load_tables(table, against, memory)
+    stand_in = unknown in (None, "mean")
+    left, right, budget = _load_tables(table, against, memory, unknown=stand_in)
     both = right or left
+    unknown, unknown_rows = _unknown_ids(unknown, left, both)
     unit, written = _written_as(table, left, probability, decision, distance)
     source = open_pairs(
         pairs,
         ids=left.ids,
-        count=len(left.rows),
+        count=left.count,
         right_ids=both.ids,
-        right_count=len(both.rows),
+        right_count=both.count,
         left_column=left_column,
         right_column=right_column,
         keys=keys,
         dataset=dataset,
-        unknown=unknown,
+        unknown="nan" if unknown == "nan" else "refuse",
+        unknown_rows=unknown_rows,
         options=reading,
     )
     choice = pick(device, pairs=source.count)
@@ -788,13 +836,19 @@ def score(
     ) as file:
         try:
             isolated = (left.isolated, both.isolated)
-            resumed = _score_blocks(file, source, scorer, written, progress, isolated)
+            walked = _score_blocks(file, source, scorer, written, progress, isolated, unknown_rows)
+            resumed, strange = walked
         except DataError:
             file.discard()  # no resume can mend the pair file
             raise
         scoring_seconds = time.perf_counter() - scoring_begun
-        finishing = _Finishing(file, source, output, min_score, compression, overwrite)
+        notes = [source.assumed, source.unknown_note(), choice.told]
+        strange += source.unknown_pairs
+        counts = (left.count, both.count)
+        finishing = _Finishing(file, source, output, min_score, compression, overwrite, counts)
         kept = finishing.listed() if suffix is not None else finishing.hdf5()
+    if strange and unknown == "mean":
+        notes.append(f"{strange} pairs have unknown ids, which score as the mean of their side")
     return {
         "output": str(output),
         "pairs": source.count,
@@ -808,9 +862,25 @@ def score(
         "device_note": choice.note,
         "unit": unit,
         "keys": source.keys,
-        "unknown": source.unknown_pairs,
-        "notes": [n for n in (source.assumed, source.unknown_note(), choice.told) if n],
+        "unknown": strange,
+        "notes": [note for note in notes if note],
     }
+
+
+def _unknown_ids(
+    unknown: str | None, left: Table, right: Table
+) -> tuple[str, tuple[int | None, int | None]]:
+    """Return what becomes of unknown ids, and the rows that stand for them."""
+    if unknown not in (None, "refuse", "nan", "mean"):
+        raise ArgumentError(f"unknown is {unknown!r}, but must be 'refuse', 'nan' or 'mean'")
+    rows = left.unknown_row, right.unknown_row
+    if None not in rows:
+        return "mean", rows
+    if unknown == "mean":
+        raise ArgumentError(
+            "--unknown mean is for tables of a model that learned ids: leave it out here"
+        )
+    return unknown or "refuse", (None, None)
 
 
 def _device_bytes(device: str, device_memory: str | int | None) -> int | None:
@@ -902,9 +972,20 @@ def score_forms(path: Path, table: Table) -> Iterator[Callable[[np.ndarray], np.
 
 
 def _load_tables(
-    table: Path, against: Path | None, memory: str | int | None
+    table: Path,
+    against: Path | None,
+    memory: str | int | None,
+    *,
+    unknown: bool = False,
+    either_way: bool = False,
 ) -> tuple[Table, Table | None, int]:
-    """Read one or two tables that belong together; return also the memory that is left."""
+    """Read one or two tables that belong together; return also the memory that is left.
+
+    Parameters
+    ----------
+    unknown : whether the rows of unknown ids come too.
+    either_way : whether a right table may be the first and a left one the second.
+    """
     budget = memory_budget(memory)
     paths = [Path(table)] if against is None else [Path(table), Path(against)]
     sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
@@ -913,8 +994,8 @@ def _load_tables(
             f"the tables take {sum(sizes)} bytes, more than the {budget} bytes of memory allowed: "
             "allow more with --memory or project with a smaller --precision"
         )
-    left = read_table(paths[0])
-    right = read_table(paths[1]) if against is not None else None
+    left = read_table(paths[0], unknown=unknown)
+    right = read_table(paths[1], unknown=unknown) if against is not None else None
     if right is not None:
         if right.fingerprint != left.fingerprint:
             raise MismatchError(
@@ -924,17 +1005,18 @@ def _load_tables(
         rows = meet(left.rows, left.plan, right.rows, right.plan, in_place=True)
         left = replace(left, rows=rows[0], plan=rows[2])
         right = replace(right, rows=rows[1], plan=rows[2])
-    _check_sides(table, left, right)
+    _check_sides(table, left, right, either_way)
     return left, right, budget - sum(sizes)
 
 
-def _check_sides(path: Path, left: Table, right: Table | None) -> None:
-    """Refuse tables of an asymmetric model that are not one of each side, left first."""
+def _check_sides(path: Path, left: Table, right: Table | None, either_way: bool) -> None:
+    """Refuse tables of a model of two sides that are not one of each side, left first."""
     sides = (left.side, (right or left).side)
-    if sides not in (("both", "both"), ("left", "right")):
+    turned = either_way and sides == ("right", "left")
+    if sides not in (("both", "both"), ("left", "right")) and not turned:
         raise MismatchError(
-            f"{path} holds the {sides[0]} side of an asymmetric model and meets the {sides[1]} "
-            "side: score the table of --side left --against that of --side right"
+            f"{path} holds the {sides[0]} side of a model of two sides and meets the {sides[1]} "
+            "side: take the table of --side left --against that of --side right"
         )
 
 
@@ -959,14 +1041,21 @@ def _score_blocks(
     written: Callable[[np.ndarray], np.ndarray],
     progress: Count,
     isolated: tuple[np.ndarray | None, np.ndarray | None],
-) -> int:
-    """Score all blocks that are not done; return the pair at which that began."""
+    unknown_rows: tuple[int | None, int | None],
+) -> tuple[int, int]:
+    """Score all blocks that are not done.
+
+    Returns
+    -------
+    start : the pair at which that began.
+    strange : pairs with the row of an unknown id among those that were scored.
+    """
     from fastpair.isolation import isolated_pairs
 
-    undone = np.flatnonzero(~file.done)
+    undone, strange = np.flatnonzero(~file.done), 0
     if not len(undone):
         progress(source.count)
-        return source.count
+        return source.count, 0
     start = int(undone[0]) * SCORE_BLOCK
     progress(start)
     blocks = source.blocks(SCORE_BLOCK, start, threads=scorer.threads)
@@ -977,8 +1066,12 @@ def _score_blocks(
             if spoiled is not None:
                 values = np.where(spoiled, np.float32(np.nan), values)
         file.write_block(block.start // SCORE_BLOCK, values)
+        if unknown_rows != (None, None):
+            strange += int(
+                np.sum((block.left == unknown_rows[0]) | (block.right == unknown_rows[1]))
+            )
         progress(len(scores))
-    return start
+    return start, strange
 
 
 class _Finishing:
@@ -992,6 +1085,7 @@ class _Finishing:
     min_score : keep only pairs of at least this; None: all.
     compression : name of a filter, or None.
     overwrite : whether an existing file may be replaced.
+    counts : rows of the left and of the right table; those beyond, of unknown ids, become -1.
     """
 
     def __init__(
@@ -1002,7 +1096,9 @@ class _Finishing:
         min_score: float | None,
         compression: str | None,
         overwrite: bool,
+        counts: tuple[int, int],
     ) -> None:
+        self.counts = counts
         self.file, self.source, self.output = file, source, output
         self.min_score, self.compression, self.overwrite = min_score, compression, overwrite
 
@@ -1026,7 +1122,12 @@ class _Finishing:
             self.output,
             kept,
             (
-                (block.start + kept, block.left[kept], block.right[kept], scores[kept])
+                (
+                    block.start + kept,
+                    _known_rows(block.left[kept], self.counts[0]),
+                    _known_rows(block.right[kept], self.counts[1]),
+                    scores[kept],
+                )
                 for block, scores, kept in self._scored(keep_keys=False)
             ),
             self.file.identity,
@@ -1070,6 +1171,10 @@ class _Finishing:
 
 COLUMNS_BY_UNIT = ("probability", "decision", "distance")
 """What a column of CSV or Parquet is called by the unit that is written; others: score."""
+
+
+def _known_rows(rows: np.ndarray, count: int) -> np.ndarray:
+    return np.where(rows < count, rows, -1)
 
 
 def file_fingerprint(path: Path) -> str:
@@ -1125,6 +1230,11 @@ def matrix(
     histogram: bool = False,
     bins: int | None = None,
     against: Path | None = None,
+    exclude: Path | None = None,
+    left_column: str | None = None,
+    right_column: str | None = None,
+    keys: str = "auto",
+    reading: ReadOptions = AS_FOUND,
     threads: int | None = None,
     memory: str | int | None = None,
     compression: str | None = None,
@@ -1141,6 +1251,8 @@ def matrix(
     ----------
     output : ``.h5`` / ``.hdf5``; see `fastpair.matrix_output.SUFFIXES` for what else.
     top_k, threshold, dense, histogram : exactly one of them; `bins` goes with the last.
+    exclude : pairs that the best of a row are not to hold, such as those that are known already;
+        `left_column`, `right_column`, `keys` and `reading` say how they are read.
     memory : what may be allocated, the tables included.
     compression : name of a filter for an HDF5 output; see `fastpair.compression.FILTERS`.
     device : "auto", "cpu", "gpu", "gpu:1" or "gpu:0,1"; see `fastpair.device.pick`. Dense values
@@ -1155,23 +1267,30 @@ def matrix(
         which pairs were looked for before the pair kernel decided (None for networks); and
         ``triangle``, whether each pair was walked once.
     """
-    from fastpair.isolation import PairsWithoutIsolated
-
     chosen = (top_k is not None, threshold is not None, dense, histogram)
     if sum(chosen) != 1:
         raise ArgumentError("choose one of top_k, threshold, dense and histogram")
     if bins is not None and not histogram:
         raise ArgumentError(f"bins is {bins} but goes with histogram alone")
+    if exclude is not None and top_k is None:
+        raise ArgumentError("exclude goes with top_k alone: other results hold every pair")
+    named: Summary = {"left_column": left_column, "right_column": right_column, "keys": keys}
+    if exclude is None and (*named.values(), reading) != (None, None, "auto", AS_FOUND):
+        raise ArgumentError(
+            "columns, keys and options of reading are those of --exclude, which is not given"
+        )
+    if exclude is not None and resume and is_stream(Path(exclude)):
+        raise ArgumentError(f"--resume needs a file, but {exclude} can be read only once")
     form = ("top-k", "threshold", "dense", "histogram")[chosen.index(True)]
     output = Path(output)
     check_form(output, form, compression)
     if compression is not None:
         check_filter(compression)
-    inputs = [Path(path) for path in (table, against) if path is not None]
+    inputs = [Path(path) for path in (table, against, exclude) if path is not None]
     check_output(output, overwrite=overwrite, inputs=inputs)
     on_device = _device_bytes(device, device_memory)
     begun = time.perf_counter()
-    left, right, budget = _load_tables(table, against, memory)
+    left, right, budget = _load_tables(table, against, memory, either_way=True)
     both = right or left
     walked = len(left.rows) * len(both.rows)
     if expect is not None:
@@ -1181,6 +1300,17 @@ def matrix(
             f"--memory leaves {budget} bytes beside the tables, but all pairs need at least "
             f"{LEAST_MEMORY}: allow more"
         )
+    notes: list[str] = []
+    left_out: Exclusions | None = None
+    identity: dict[str, str] = {}
+    if exclude is not None:
+        from fastpair.exclusions import read_exclusions
+
+        exclude = received(exclude)
+        left_out, notes = read_exclusions(exclude, left, right, budget, options=reading, **named)
+        budget = max(LEAST_MEMORY, budget - left_out.keys.nbytes)
+        identity["exclude"] = file_fingerprint(exclude)
+        identity["reading of exclude"] = f"{sorted(named.items())}, {reading}"
     choice = pick(device, pairs=walked, least=LEAST_WALKED)
 
     def walk(rows: np.ndarray, right_rows: np.ndarray | None, room: int) -> Any:
@@ -1189,18 +1319,7 @@ def matrix(
         share = None if on_device is None else max(1, on_device * room // budget)
         return _all_pairs(choice, rows, right_rows, left.plan, share, **options)
 
-    isolated = (left.isolated, both.isolated)
-
-    def remaining(start: int) -> RemainingPairs | PairsWithoutIsolated:
-        progress(start * len(both.rows))
-        others = None if right is None else right.rows
-        if all(mask is None for mask in isolated):
-            return RemainingPairs(walk, left.rows, others, budget, start)
-        return PairsWithoutIsolated(from_row, left.rows, others, isolated, start)
-
-    def from_row(rows: np.ndarray, right_rows: np.ndarray | None, start: int) -> RemainingPairs:
-        return RemainingPairs(walk, rows, right_rows, budget, start)
-
+    remaining = _walk_from(walk, left, right, budget, left_out, progress)
     by_device = dense or left.plan.link in LINKS_BY_DEVICE  # other bits on another device
     target = MatrixOutput(
         path=output,
@@ -1210,6 +1329,7 @@ def matrix(
         ids_right=None if right is None else right.ids,
         distinct=right is not None,
         identity={
+            **identity,
             "table": left.digest,
             "right table": "the same" if right is None else right.digest,
             "kernels": _kernel_digest(),
@@ -1226,7 +1346,9 @@ def matrix(
     )
     scoring_begun = time.perf_counter()
     if top_k is not None:
-        found = {"k": top_k, **target.top_k(remaining, top_k)}
+        found = target.top_k(remaining, top_k)
+        if left_out is not None:
+            found["excluded"] = len(left_out.keys)
     elif threshold is not None:
         found = target.threshold(remaining, threshold)
     elif dense:
@@ -1244,8 +1366,44 @@ def matrix(
         "device": choice.name,
         "device_note": choice.note,
         "unit": left.unit,
-        "notes": _matrix_notes(choice, left),
+        "notes": [*_matrix_notes(choice, left), *notes],
     }
+
+
+def _walk_from(
+    walk: Callable[[np.ndarray, np.ndarray | None, int], Any],
+    left: Table,
+    right: Table | None,
+    budget: int,
+    left_out: Exclusions | None,
+    progress: Count,
+) -> Callable[[int], Any]:
+    """Return what gives all pairs from a left row on, isolated rows and exclusions left out."""
+    from fastpair.isolation import PairsWithoutIsolated
+
+    others = None if right is None else right.rows
+    isolated = (left.isolated, left.isolated if right is None else right.isolated)
+    excluded = left_out
+    finite = all(mask is None for mask in isolated)
+    if left_out is not None and not finite:
+        kept = [None if mask is None else ~mask for mask in isolated]
+        excluded = left_out.among_kept((kept[0], kept[1]))
+
+    def from_row(rows: np.ndarray, right_rows: np.ndarray | None, start: int) -> Any:
+        if excluded is None:
+            return RemainingPairs(walk, rows, right_rows, budget, start)
+        from fastpair.exclusions import PairsWithoutExcluded
+
+        every = rows if right_rows is None else right_rows
+        return PairsWithoutExcluded(walk, rows, every, excluded, budget, start)
+
+    def remaining(start: int) -> Any:
+        progress(start * len((right or left).rows))
+        if finite:
+            return from_row(left.rows, others, start)
+        return PairsWithoutIsolated(from_row, left.rows, others, isolated, start)
+
+    return remaining
 
 
 def _matrix_notes(choice: Choice, table: Table) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,18 @@ Summary = dict[str, Any]
 Walk = RemainingPairs | PairsWithoutIsolated
 Remaining = Callable[[int], Walk]
 """Gives what walks all pairs from a left row on."""
+
+
+class BestOfRows(Protocol):
+    """What finds the best of each left row; more is not asked of it."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """How it was walked, see `fastpair.remaining.RemainingPairs`."""
+
+    def top_k(self, k: int) -> Iterator[Any]:
+        """Yield the k best of each left row, as `fastpair.matrix.AllPairs.top_k`."""
+
 
 HDF5 = (".h5", ".hdf5")
 SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -89,7 +101,7 @@ class MatrixOutput:
             write_compressed(staged, self.compression, overwrite=self.overwrite)
             staged.discard()
 
-    def top_k(self, remaining: Remaining, k: int) -> Summary:
+    def top_k(self, remaining: Callable[[int], BestOfRows], k: int) -> Summary:
         """Write the k best of every row: HDF5, or a line for each of them."""
         identity = {**self.identity, "k": str(k)}
         with TopKWriter(
@@ -177,7 +189,7 @@ class MatrixOutput:
         return {**found, **_resumed(0, pairs)}
 
 
-def _resumed(start: int, pairs: Walk | None) -> Summary:
+def _resumed(start: int, pairs: BestOfRows | None) -> Summary:
     about = {"threads": 0, "scan": None, "triangle": False} if pairs is None else pairs.about
     return {"resumed_from": start, **about}
 

@@ -17,6 +17,7 @@ import numpy as np
 from fastpair.backend import one_blas_thread
 from fastpair.errors import ArgumentError, DataError, FastpairError, FileError, MismatchError
 from fastpair.heads import Columns, Folded, MissingHeadError, Weights, find_head, unit_rows
+from fastpair.id_tables import IdTables
 from fastpair.kernels import LINKS, Network
 from fastpair.kernels.reference import apply_link
 from fastpair.towers import Identity, Tower
@@ -467,6 +468,7 @@ class Model:
     unit : what a score means, a name of `UNITS`.
     calibration : the curve from scores to probabilities; None: the sigmoid of log-odds.
     description : how the model came about; anything that JSON can hold.
+    tables : what a model of ids learned in the place of embeddings, or None; not in `to_parts`.
     """
 
     branches: list[Branch]
@@ -481,6 +483,7 @@ class Model:
     unit: str = "similarity"
     calibration: Isotonic | None = None
     description: dict[str, Any] = field(default_factory=dict)
+    tables: IdTables | None = None
     _reference: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -508,6 +511,8 @@ class Model:
         self.preparation.check(columns)
         if self.calibration is not None:
             self.calibration.check()
+        if self.tables is not None:
+            self.tables.check(columns)
         if self.density is not None:
             self.density.check(columns)
             if self.network is not None:
@@ -680,6 +685,8 @@ class Model:
         """Return a SHA-256 (hex) over everything in the model: equal only for equal models."""
         config, arrays = self.to_parts()
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        if self.tables is not None:
+            digest.update(self.tables.digest())
         for name in sorted(arrays):
             value = np.ascontiguousarray(arrays[name], "<f8")
             digest.update(f"{name}{value.shape}".encode())

@@ -18,7 +18,7 @@ from fastpair.errors import ArgumentError, DataError
 from fastpair.folding import Folder
 from fastpair.hdf5 import reading
 from fastpair.ingest import EmbeddingSource, open_embeddings
-from fastpair.jobs import load_model
+from fastpair.jobs import load_model, own_source, refuse_embeddings
 from fastpair.kernels import aligned_empty
 from fastpair.model import Model
 
@@ -36,32 +36,45 @@ class Neighbours:
     model : what scores; of an asymmetric one, questions are the left side, embeddings the right.
     source : the embeddings, with ids or without: then row numbers are ids.
     threads : default one for each processor.
+    answers : where neighbours are looked for; default `source`.
     """
 
-    def __init__(self, model: Model, source: EmbeddingSource, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        source: EmbeddingSource,
+        threads: int | None = None,
+        answers: EmbeddingSource | None = None,
+    ) -> None:
         self.threads = threads
         self.embeddings = source.read()
-        self.names = None if source.ids is None else source.ids.to_pylist()
-        self._rows = None if self.names is None else {name: n for n, name in enumerate(self.names)}
+        self._rows = None
+        if source.ids is not None:
+            self._rows = {name: row for row, name in enumerate(source.ids.to_pylist())}
+        self.apart = answers is not None
+        found, ids = self.embeddings, source.ids
+        if answers is not None:
+            found, ids = answers.read(), answers.ids
+        self.names = None if ids is None else ids.to_pylist()
         sides = ("left", "right") if model.asymmetric else ("both", "both")
         columns = self.embeddings.shape[1]
         self._asking, folder = (Folder(model, columns, side=s, threads=threads) for s in sides)
         self.plan = folder.plan
-        self.table = aligned_empty((len(self.embeddings), self.plan.layout.row_bytes), np.uint8)
+        self.table = aligned_empty((len(found), self.plan.layout.row_bytes), np.uint8)
         step = max(1, FOLDED_AT_ONCE // columns)
-        for start in range(0, len(self.embeddings), step):
-            block = folder.fold(self.embeddings[start : start + step], start)
+        for start in range(0, len(found), step):
+            block = folder.fold(found[start : start + step], start)
             self.table[start : start + len(block)] = _bytes(block)
 
     def row(self, name: str) -> int | None:
-        """Return the row of an id, None where it is unknown."""
+        """Return the row of an id among those that are asked, None where it is unknown."""
         if self._rows is not None:
             return self._rows.get(name)
         known = name.isascii() and name.isdigit() and int(name) < len(self.embeddings)
         return int(name) if known else None
 
     def name(self, row: int) -> str:
-        """Return the id of a row."""
+        """Return the id of a row among those that answer."""
         return str(row) if self.names is None else self.names[row]
 
     def evaluate(self, text: str) -> expression.Result:
@@ -114,7 +127,7 @@ def _bytes(rows: np.ndarray) -> np.ndarray:
 
 def nearest(
     model: str | Path,
-    embeddings: Path,
+    embeddings: Path | None,
     expressions: Sequence[str] = (),
     *,
     file: Path | None = None,
@@ -128,7 +141,9 @@ def nearest(
     Parameters
     ----------
     model : a model file or the name of a built-in similarity.
-    embeddings : a file of any accepted format; without ids, row numbers are ids.
+    embeddings : a file of any accepted format; without ids, row numbers are ids. None: the tables
+        that the model learned itself; of two, ids of the left one are asked and ids of the right
+        one answer.
     expressions : such as ``king - man + woman``; see `fastpair.expression`.
     file : text with one more expression a line; empty lines are passed over.
     k : neighbours of each, default 10.
@@ -148,11 +163,19 @@ def nearest(
     if not asked:
         raise ArgumentError("there is no expression: give one, or a --file of them")
     similarity = load_model(model)
-    source = open_embeddings(embeddings, dataset=dataset)
+    right: EmbeddingSource | None = None
+    if embeddings is None:
+        two = similarity.tables is not None and similarity.tables.right is not None
+        source = own_source(similarity, model, "left" if two else "both")
+        right = own_source(similarity, model, "right") if two else None
+    else:
+        refuse_embeddings(similarity, model)
+        source = open_embeddings(embeddings, dataset=dataset)
     similarity.check_embeddings(source.shape[1])
-    neighbours = Neighbours(similarity, source, threads)
+    neighbours = Neighbours(similarity, source, threads, right)
     found = [neighbours.evaluate(text) for text in asked]
-    left_out = [[] if include else [neighbours.row(name) for name in one.ids] for one in found]
+    kept = include or neighbours.apart
+    left_out = [[] if kept else [neighbours.row(name) for name in one.ids] for one in found]
     vectors = np.array([one.vector for one in found])
     best = neighbours.of(vectors, k, left_out)  # type: ignore[arg-type]
     answers = [

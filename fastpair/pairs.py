@@ -77,11 +77,13 @@ class PairSource:
         assumed: str,
         tables: tuple[tuple[pa.Array | None, int], tuple[pa.Array | None, int]],
         signed: bool,
-        keep_unknown: bool = False,
+        unknown: str = "refuse",
+        unknown_rows: tuple[int | None, int | None] = (None, None),
     ) -> None:
         self.path, self.names, self.count = raw.path, raw.names, raw.count
         self.keys, self.assumed, self.has_labels = keys, assumed, raw.has_labels
-        self._raw, self._signed, self._keep_unknown = raw, signed, keep_unknown
+        self._raw, self._signed = raw, signed
+        self._keep_unknown, self._unknown_rows = unknown == "nan", unknown_rows
         self.unknown_pairs, self._examples = 0, ""
         self._counts = tables[0][1], tables[1][1]
         if keys == "ids":
@@ -184,7 +186,13 @@ class PairSource:
             for text, rows in zip(texts, found, strict=True):
                 self._examples = self._examples or unknown_examples(text, rows)
             return np.maximum(found[0], 0), np.maximum(found[1], 0), unknown
-        return sides[0].known(texts[0], found[0]), sides[1].known(texts[1], found[1]), None
+        known = [
+            side.known(text, rows, instead)
+            for side, text, rows, instead in zip(
+                sides, texts, found, self._unknown_rows, strict=True
+            )
+        ]
+        return known[0], known[1], None
 
 
 @dataclass(frozen=True)
@@ -269,8 +277,13 @@ class Side:
             )
         return texts
 
-    def known(self, texts: pa.Array, found: np.ndarray) -> np.ndarray:
-        """Rows that were looked up, (b,) int64, unless an id is unknown: -1."""
+    def known(self, texts: pa.Array, found: np.ndarray, instead: int | None) -> np.ndarray:
+        """Rows that were looked up, (b,) int64; an id that is unknown, -1, gets the row `instead`.
+
+        Where that is None, it is refused.
+        """
+        if instead is not None:
+            return np.where(found < 0, instead, found)
         if found.min(initial=0) < 0:
             unknown = found < 0
             row = self.start + int(np.flatnonzero(unknown)[0])
@@ -371,6 +384,7 @@ def open_pairs(
     dataset: str | None = None,
     extra: Sequence[str] = (),
     unknown: str = "refuse",
+    unknown_rows: tuple[int | None, int | None] = (None, None),
     options: ReadOptions = AS_FOUND,
 ) -> PairSource:
     """Open pairs in any accepted format.
@@ -387,6 +401,8 @@ def open_pairs(
     dataset : name of the (M, 2) array in HDF5 or .npz, default `pairs` or the only one.
     extra : names of further columns (or arrays) that blocks carry, default none.
     unknown : "refuse" (the default) unknown ids, or "nan": keep their pairs, marked as unknown.
+    unknown_rows : the rows that stand for unknown ids of the left and of the right table, which
+        are not refused then; default none; "nan" does not use them.
     options : what the file does not say itself.
 
     Returns
@@ -421,9 +437,8 @@ def open_pairs(
     meaning, assumed = _meaning(raw, keys, left_table[0], right_table[0])
     assumed = "; ".join(filter(None, [raw.assumed, assumed]))
     signed = signed_labels and raw.has_labels and _signed_labels(raw)
-    return PairSource(
-        raw, meaning, assumed, (left_table, right_table), signed, keep_unknown=unknown == "nan"
-    )
+    given = (left_table, right_table)
+    return PairSource(raw, meaning, assumed, given, signed, unknown, unknown_rows)
 
 
 def _meaning(

@@ -261,7 +261,7 @@ class LineCounter:
         if returns:
             ends |= text == ord("\r")
         rows = int(np.count_nonzero(ends[1:] > ends[:-1]))
-        rows += bool(ends[0]) and self._state[0] != lines.LINE_START
+        rows += int(ends[0] and self._state[0] != lines.LINE_START)
         within = lines.FIELD_START if text[-1] == self._separator else lines.UNQUOTED
         self._state[0] = lines.LINE_START if ends[-1] else within
         return rows

@@ -311,6 +311,20 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_read(
 
 
 @needs_compiler
+@pytest.mark.parametrize("against", [False, True])
+def test_the_best_without_known_pairs_are_the_same_on_every_device(files, machine, against):
+    machine(cuda=13000, gpus=2)
+    more = ["--against", files / "u.h5"] if against else []
+    pairs = np.random.default_rng(0).integers(0, 25, (300, 2))
+    write_pairs(files / "known.h5", [(*pairs.T, None)], 300)
+    for name in ("cpu", "gpu"):
+        wanted = ["--top-k", 4, "--exclude", files / "known.h5", "--device", name]
+        done = command("matrix", files / "t.h5", "-o", files / f"{name}.h5", *wanted, *more)
+        assert done.exit_code == 0, done.output
+    assert content(files / "cpu.h5") == content(files / "gpu.h5")
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     "wanted", [["--top-k", 4], ["--threshold", 0.3], ["--histogram", "--bins", 7], ["--dense"]]
 )

@@ -87,6 +87,24 @@ def test_a_bad_row_is_found_by_nobody_and_finds_nobody(spoiled):
         assert file["counts"][:].sum() == 26 * 25
 
 
+@pytest.mark.parametrize("against", [False, True])
+def test_exclusions_name_the_same_rows_where_bad_rows_are_kept_apart(spoiled, against):
+    pairs = np.random.default_rng(1).integers(0, 30, (150, 2))
+    np.save(spoiled / "known.npy", pairs)
+    known = {tuple(pair) for pair in pairs.tolist()}
+    known |= set() if against else {pair[::-1] for pair in known}
+    more = ["--against", "bad.h5"] if against else []
+    options = ("--top-k", "30", "--overwrite", *more)
+    run("matrix", "bad.h5", *options, "-o", "every.h5", cwd=spoiled)
+    run("matrix", "bad.h5", *options, "--exclude", "known.npy", "-o", "rest.h5", cwd=spoiled)
+    with h5py.File(spoiled / "every.h5") as every, h5py.File(spoiled / "rest.h5") as rest:
+        for row, (all_found, found) in enumerate(
+            zip(every["indices"], rest["indices"], strict=True)
+        ):
+            expected = [j for j in all_found if j >= 0 and (row, j) not in known]
+            assert found[found >= 0].tolist() == expected
+
+
 @given(
     st.lists(st.booleans(), min_size=2, max_size=40),
     st.lists(st.booleans(), min_size=1, max_size=40),
