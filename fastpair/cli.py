@@ -35,12 +35,12 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.Abort:
-        _stop("interrupted" + _going_on(), 128 + _ended_by)
+        _stop_interrupted()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _stop("interrupted" + _going_on(), 128 + _ended_by)
+        _stop_interrupted()
     except BrokenPipeError:
         _stop_unheard()
     except SystemExit:
@@ -53,6 +53,13 @@ def main() -> None:
         _stop(named(str(error)), 1)
     except MemoryError:
         _stop("the machine has no memory left: give a smaller --memory or a smaller task", 1)
+
+
+def _stop_interrupted() -> None:
+    """End after a signal; what no resume needs is removed."""
+    if staging := sys.modules.get("fastpair.staging"):
+        staging.remove_exports()
+    _stop("interrupted" + _going_on(), 128 + _ended_by)
 
 
 def _stop_unheard() -> None:

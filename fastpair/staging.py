@@ -86,6 +86,16 @@ def check_output(path: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) ->
         raise FileError(f"{path} exists already; choose another name or say --overwrite.")
 
 
+_exports: set[Path] = set()
+"""Staged files of this process that are of no use to a resume, from their lock on."""
+
+
+def remove_exports() -> None:
+    """Remove what an interruption left before its `with` block was entered."""
+    while _exports:
+        _exports.pop().unlink(missing_ok=True)
+
+
 class Staging:
     """NAME.partial under an exclusive lock, until it becomes NAME or is given up.
 
@@ -119,6 +129,8 @@ class Staging:
                 # Between open and lock the file may have been renamed or removed by its owner.
                 ours, there = os.fstat(descriptor), os.stat(self.partial)
                 if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
+                    if self.partial.name.endswith(WRITING):
+                        _exports.add(self.partial)
                     return descriptor
             except BlockingIOError as error:
                 os.close(descriptor)
@@ -181,6 +193,7 @@ class Staging:
         """Lift the lock and leave what was staged where it is."""
         if self.open:
             self.flushing.stop()
+            _exports.discard(self.partial)
             os.close(self.descriptor)
             self.descriptor = -1
 

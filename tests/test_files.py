@@ -41,7 +41,7 @@ from fastpair.results import (
     write_histogram,
 )
 from fastpair.scipy_files import write_csr
-from fastpair.staging import check_output
+from fastpair.staging import WRITING, Staging, check_output, remove_exports
 
 STRANGE_IDS = ["NA", "007", "null", " 7", "", "naïve", "a,b", 'q"uote', "two\nlines", "日本"]
 
@@ -622,3 +622,12 @@ def test_files_that_are_being_written_can_be_described_but_not_read(tmp_path):
         reading = {"room": "files", "call": "read_table", "more": ""}
         said = run_python(code.format(**reading), tmp_path / "h.h5").communicate()[0]
         assert "locked by another process" in said
+
+
+def test_an_export_that_was_interrupted_before_it_began_is_removed(tmp_path):
+    staging = Staging(tmp_path / "s.csv", suffix=WRITING)  # as if a signal came right behind
+    kept = Staging(tmp_path / "s.h5")
+    remove_exports()
+    assert [path.name for path in tmp_path.iterdir()] == ["s.h5.partial"]
+    staging.release()
+    kept.abandon()
