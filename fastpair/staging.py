@@ -180,6 +180,10 @@ class Staging:
                     os.fsync(folder)
                 finally:
                     os.close(folder)
+        except BaseException:
+            if self.partial in _exports:
+                self.partial.unlink(missing_ok=True)
+            raise
         finally:
             self.release()
 
