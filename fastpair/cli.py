@@ -1129,7 +1129,7 @@ def nearest(
 @click.option("--left", "left_column", metavar="COL", help="Column of left keys.")
 @click.option("--right", "right_column", metavar="COL", help="Column of right keys.")
 @click.option(
-    "--score", "score_column", metavar="COL", default="score", show_default=True, help="Of scores."
+    "--score", "score_column", metavar="COL", help="Of scores.  [default: score, probability ...]"
 )
 @click.option("--distance", is_flag=True, help="Scores are distances: small is similar.")
 @click.option("--truth", type=_path, metavar="PAIRS", help="Labelled pairs to compare groups with.")

@@ -286,7 +286,7 @@ def cluster(
     table: Path | None = None,
     left_column: str | None = None,
     right_column: str | None = None,
-    score_column: str = "score",
+    score_column: str | None = None,
     distance: bool = False,
     truth: Path | None = None,
     label_column: str | None = None,

@@ -28,6 +28,9 @@ Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 PAIRS_AT_ONCE = 1 << 20
 
+SCORE_COLUMNS = ("score", "probability", "distance")
+"""What columns of scores are called, by the unit that was written."""
+
 
 @dataclass(frozen=True)
 class ScoredPairs:
@@ -58,7 +61,7 @@ def open_scored(
     table: Table | None = None,
     left_column: str | None = None,
     right_column: str | None = None,
-    score_column: str = "score",
+    score_column: str | None = None,
 ) -> ScoredPairs:
     """Open scored pairs.
 
@@ -70,7 +73,8 @@ def open_scored(
     table : its rows are the entities, so that those without a pair count too and row numbers get
         ids; default: entities are what the pairs name.
     left_column, right_column : key columns, default found by their usual names.
-    score_column : name of the score in CSV and Parquet.
+    score_column : name of the score in CSV and Parquet; default: `score`, or what `fastpair score`
+        calls it in the unit that it wrote.
 
     Raises
     ------
@@ -78,10 +82,13 @@ def open_scored(
     """
     path = Path(path)
     columns = left_column, right_column
-    if not isinstance(open_format(path), Arrays):
+    found = open_format(path)
+    if not isinstance(found, Arrays):
         if pairs is not None:
             raise ArgumentError(f"{path} has keys of its own: leave out --pairs {pairs}")
-        return _keyed(path, table, columns, score_column, "")
+        known = [name for name in SCORE_COLUMNS if name in found.names]
+        column = score_column or (known[0] if known else SCORE_COLUMNS[0])
+        return _keyed(path, table, columns, column, column)
     with open_hdf5(path) as file:
         kind = fastpair_kind(file, path)
         form, unit = str(file.attrs.get("form")), str(file.attrs.get("unit", ""))

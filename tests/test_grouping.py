@@ -271,7 +271,7 @@ def test_linkage_is_in_the_unit_of_the_file(tmp_path, table):
     jobs.project("euclidean", tmp_path / "embeddings.h5", tmp_path / "euclidean.h5")
     for form, threshold in (({"distance": True}, 2.5), ({}, -2.5)):
         jobs.score(tmp_path / "euclidean.h5", pairs, tmp_path / "s.csv", keys="rows", **form)
-        options = {"table": tmp_path / "euclidean.h5", "link": "complete", **form}
+        options = {"table": tmp_path / "euclidean.h5", "link": "complete"}
         out = tmp_path / f"o{threshold}.csv"
         scores = pc.read_csv(tmp_path / "s.csv")
         named = [[NAMES[n] for n in scores[side].to_pylist()] for side in ("left", "right")]

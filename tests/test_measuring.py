@@ -408,8 +408,8 @@ def scores_of(path):
         with h5py.File(path) as file:
             return file["score"][:], dict(file.attrs)
     if path.suffix == ".parquet":
-        return pq.read_table(path)["score"].to_numpy(), None
-    return np.array([row["score"] for row in rows_of(path)], np.float32), None
+        return pq.read_table(path).column(2).to_numpy(), None
+    return np.array([list(row.values())[2] for row in rows_of(path)], np.float32), None
 
 
 @pytest.mark.parametrize("suffix", ["h5", "csv", "parquet"])
@@ -439,7 +439,7 @@ def test_the_least_score_is_in_the_unit_that_is_written(world, tmp_path):
     assert summary["kept"] == len(kept) == (chance >= 0.6).sum() < len(chance)
     assert attributes["min_score"] == 0.6
     jobs.score(table, pairs, tmp_path / "taken.csv", decision=True, min_score=1)
-    assert {row["score"] for row in rows_of(tmp_path / "taken.csv")} == {"1"}
+    assert {row["decision"] for row in rows_of(tmp_path / "taken.csv")} == {"1"}
 
 
 def test_a_curve_in_the_model_gives_the_probabilities(world, tmp_path):
