@@ -275,9 +275,9 @@ def test_linkage_is_in_the_unit_of_the_file(tmp_path, table):
         out = tmp_path / f"o{threshold}.csv"
         scores = pc.read_csv(tmp_path / "s.csv")
         named = [[NAMES[n] for n in scores[side].to_pylist()] for side in ("left", "right")]
-        pq.write_table(
-            pa.table([*named, scores["score"]], scores.column_names), tmp_path / "s.parquet"
-        )
+        assert scores.column_names[2] == ("distance" if form else "score")
+        columns = pa.table([*named, scores.column(2)], scores.column_names)
+        pq.write_table(columns, tmp_path / "s.parquet")
         cluster(tmp_path / "s.parquet", out, threshold=threshold, **options)
         (tmp_path / "s.csv").unlink()
     found = [groups_by_id(tmp_path / f"o{threshold}.csv") for threshold in (2.5, -2.5)]
