@@ -87,7 +87,7 @@ def check_output(path: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) ->
 
 
 _exports: set[Path] = set()
-"""Staged files of this process that are of no use to a resume, from their lock on."""
+"""Staged files of this process that are of no use to a resume."""
 
 
 def remove_exports() -> None:
@@ -122,6 +122,9 @@ class Staging:
         self.flushing = Flushing(self.descriptor)
 
     def _lock(self) -> int:
+        export = self.partial.name.endswith(WRITING)
+        if export and not self.partial.exists():
+            _exports.add(self.partial)  # before it is made: a signal may come right behind
         while True:
             descriptor = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -129,10 +132,11 @@ class Staging:
                 # Between open and lock the file may have been renamed or removed by its owner.
                 ours, there = os.fstat(descriptor), os.stat(self.partial)
                 if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
-                    if self.partial.name.endswith(WRITING):
+                    if export:
                         _exports.add(self.partial)
                     return descriptor
             except BlockingIOError as error:
+                _exports.discard(self.partial)  # it is another's
                 os.close(descriptor)
                 raise FileError(
                     f"{self.path} is being written by another process, which holds {self.partial}; "
