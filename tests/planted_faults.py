@@ -55,6 +55,8 @@ SORTED = "test_gpu_tiles.py -k power_of_two"
 HITS = "test_gpu_tiles.py -k hits_are_counted"
 PLACES = "test_gpu_tiles.py -k found_at_its_place"
 MATRIX = "test_gpu_matrix.py -k every_link_and_every_result"
+ENDS = "test_gpu_matrix.py -k ends_of_a_histogram"
+PORTIONS = "test_gpu_matrix.py -k do_not_depend_on_portions"
 TIES = "test_gpu_matrix.py -k ties_go_to"
 WHOLE_ROWS = "test_gpu_matrix.py -k not_proven"
 
@@ -296,14 +298,14 @@ FAULTS = [
         "tiles.cu",
         "t.one_table == 1 ? apart != 0",
         "t.one_table == 1 ? true",
-        MATRIX,
+        PORTIONS,
     ),
     Fault(
         "a range that loses half its warp",
         "tiles.cu",
         "for (int apart = 16; apart > 0; apart >>= 1) {\n    const u32 low",
         "for (int apart = 8; apart > 0; apart >>= 1) {\n    const u32 low",
-        MATRIX,
+        ENDS,
     ),
     Fault(
         "a fragment's registers in another order",

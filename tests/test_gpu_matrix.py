@@ -142,6 +142,19 @@ def test_every_link_and_every_result(link):
             np.testing.assert_array_equal(own, wanted)
 
 
+def test_the_ends_of_a_histogram_are_found_whoever_meets_them():
+    plan = random_plan(np.random.default_rng(3), products_only(4, bias=False))
+    rows = random_table(np.random.default_rng(4), 48, plan)
+    columns = rows.view(plan.layout.dtype)[:, 0]["product"]
+    for other in range(1, 48, 4):  # one pair is far above all others, another far below
+        columns[:, :2] = 0
+        columns[[0, other], 0] = 100
+        columns[[47 - other // 2, 47], 1] = 100, -100
+        walks = on_gpu(rows, None, plan), AllPairs(rows, None, plan)
+        found, wanted = (walk.histogram(5)[0] for walk in walks)
+        np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize(("order", "devices"), [(0, 1), (1, 2), (77, 2)])
 def test_results_do_not_depend_on_portions_orders_or_devices(order, devices):
     rng = np.random.default_rng(11)
