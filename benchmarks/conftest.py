@@ -17,9 +17,9 @@ for _name in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
 # Numba's own pool may not be entered by two threads at once, OpenMP's may.
 os.environ.setdefault("NUMBA_THREADING_LAYER_PRIORITY", "omp tbb workqueue")
 
-from fastpair.cli import _use_wide_matrix_products  # noqa: E402
+from fastpair.cli import use_wide_matrix_products  # noqa: E402
 
-_use_wide_matrix_products()  # NumPy's and faiss's OpenBLAS at their best, as in fastpair itself
+use_wide_matrix_products()  # NumPy's and faiss's OpenBLAS at their best, as in fastpair itself
 
 import pytest  # noqa: E402
 from race import Results, Work, replay, run_race  # noqa: E402

@@ -155,9 +155,9 @@ def _table_of(task: str, rows: list[dict[str, Any]]) -> list[str]:
 @click.option("--seeds", default="0", show_default=True, help="Seeds, joined by commas.")
 def main(data: Path | None, output: Path, sets: str | None, heads: str | None, seeds: str) -> None:
     """Measure heads on sets; write a table and, beside it, the numbers as lines of JSON."""
-    from fastpair.cli import _use_wide_matrix_products
+    from fastpair.cli import use_wide_matrix_products
 
-    _use_wide_matrix_products()
+    use_wide_matrix_products()
     from fastpair.heads import HEADS
 
     chosen = heads.split(",") if heads else [DEFAULT, *HEADS]

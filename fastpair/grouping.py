@@ -19,8 +19,8 @@ from fastpair.backend import memory_budget
 from fastpair.errors import ArgumentError, DataError, MemoryBudgetError, MismatchError
 from fastpair.export import write_groups
 from fastpair.files import Table, read_table
-from fastpair.jobs import score_forms
-from fastpair.jobs import truth as labels_to_truth
+from fastpair.jobs.inputs import truth as labels_to_truth
+from fastpair.jobs.scoring import score_forms
 from fastpair.pairs import open_pairs
 from fastpair.scored import PAIRS_AT_ONCE, ScoredPairs, open_scored
 from fastpair.scoring import PairScorer

@@ -18,7 +18,8 @@ from fastpair.files import write_model
 from fastpair.formats import AS_FOUND, ReadOptions
 from fastpair.id_tables import IdTable, IdTables
 from fastpair.ids import RowsOfIds, check_ids
-from fastpair.jobs import load_model, logging_epochs, truth
+from fastpair.jobs.inputs import load_model, truth
+from fastpair.jobs.learning import logging_epochs
 from fastpair.model import Model
 from fastpair.pairs import Side, open_pairs
 from fastpair.raw_pairs import RawPairs, open_raw_pairs

@@ -18,7 +18,7 @@ from fastpair.errors import ArgumentError, DataError
 from fastpair.folding import Folder
 from fastpair.hdf5 import reading
 from fastpair.ingest import EmbeddingSource, open_embeddings
-from fastpair.jobs import load_model, own_source, refuse_embeddings
+from fastpair.jobs.inputs import load_model, own_source, refuse_embeddings
 from fastpair.kernels import aligned_empty
 from fastpair.model import Model
 

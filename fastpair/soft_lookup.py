@@ -17,7 +17,8 @@ from fastpair.errors import ArgumentError, DataError, MemoryBudgetError, Mismatc
 from fastpair.files import Table
 from fastpair.ids import text_array
 from fastpair.ingest import open_embeddings
-from fastpair.jobs import NETWORK_NOTE, _expect_hdf5, _load_tables, file_fingerprint
+from fastpair.jobs.all_pairs import NETWORK_NOTE
+from fastpair.jobs.inputs import expect_hdf5, file_fingerprint, load_tables
 from fastpair.results import LookupWriter
 from fastpair.staging import check_output
 
@@ -57,13 +58,13 @@ def soft_lookup(
     -------
     summary : with ``shape`` and ``without_key``, how many queries have no key.
     """
-    _expect_hdf5(output)
+    expect_hdf5(output)
     if against is not None and not itself:
         raise ArgumentError("--no-self is for one table: of two, no query is its own key")
     inputs = [Path(path) for path in (table, values, against) if path is not None]
     check_output(Path(output), overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
-    left, right, budget = _load_tables(table, against, memory)
+    left, right, budget = load_tables(table, against, memory)
     keys = right or left
     if left.isolated is not None or keys.isolated is not None:
         raise DataError(

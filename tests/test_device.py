@@ -26,6 +26,7 @@ from fastpair.errors import (
 from fastpair.files import write_embeddings, write_pairs
 from fastpair.gpu_machine import TINY
 from fastpair.heads import HEADS
+from fastpair.jobs import inputs
 from fastpair.kernels import PRECISIONS
 from fastpair.kernels.gpu import OutOfDeviceMemory
 from fastpair.results import ScoreFile
@@ -284,7 +285,7 @@ def test_commands_say_why_no_gpu_is_used(files, machine, monkeypatch):
     machine(cuda=13000, cupy=False)
     done = command("score", files / "t.h5", files / "p.h5", "-o", files / "s.h5", "--keys", "rows")
     assert "on the CPU" not in done.stderr  # nobody wants to read that of every small run
-    monkeypatch.setattr(jobs, "LEAST_WALKED", 10)
+    monkeypatch.setattr("fastpair.jobs.all_pairs.LEAST_WALKED", 10)
     found = jobs.matrix(files / "t.h5", files / "k.h5", top_k=3)
     assert found["device"] == "cpu"
     assert "CuPy is not installed" in found["device_note"]
@@ -412,8 +413,10 @@ def test_walks_side_by_side_share_the_memory_of_a_device(files, machine, monkeyp
         make(left, right, memory // 2)
         raise Enough
 
-    monkeypatch.setattr(jobs, "RemainingPairs", walks)
-    monkeypatch.setattr(jobs, "_all_pairs", lambda *given, **options: asked.append(given[4]))
+    monkeypatch.setattr("fastpair.jobs.all_pairs.RemainingPairs", walks)
+    monkeypatch.setattr(
+        "fastpair.jobs.all_pairs._all_pairs", lambda *given, **options: asked.append(given[4])
+    )
     with pytest.raises(Enough):
         jobs.matrix(files / "t.h5", files / "k.h5", top_k=3, device="gpu", device_memory=10**6)
     assert asked[0] == 10**6
@@ -440,7 +443,7 @@ def stopped(files, table, output, **options):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("fastpair.jobs.SCORE_BLOCK", 700)
+    monkeypatch.setattr("fastpair.jobs.scoring.SCORE_BLOCK", 700)
     monkeypatch.setattr("fastpair.results.SCORE_BLOCK", 700)
 
 
@@ -462,7 +465,7 @@ def test_a_link_of_a_library_is_resumed_on_the_same_kind_of_device_alone(
     files, machine, small_blocks, monkeypatch
 ):
     machine(cuda=13000)
-    monkeypatch.setattr("fastpair.jobs.LINKS_BY_DEVICE", ("identity",))
+    monkeypatch.setattr("fastpair.jobs.scoring.LINKS_BY_DEVICE", ("identity",))
     stopped(files, files / "t.h5", files / "s.h5", device="cpu")
     with pytest.raises(MismatchError, match="its device is 'cpu', now it is 'gpu'"):
         jobs.score(
@@ -473,13 +476,13 @@ def test_a_link_of_a_library_is_resumed_on_the_same_kind_of_device_alone(
 def test_the_identity_of_a_run_holds_the_sources_of_every_device(monkeypatch, tmp_path):
     from fastpair import kernels
 
-    before = jobs._kernel_digest()
+    before = inputs.digest_of_kernels()
     for name in ("__init__.py", "pairs.cu"):
         (tmp_path / name).write_text("other")
     monkeypatch.setattr(kernels, "__file__", str(tmp_path / "__init__.py"))
-    other = jobs._kernel_digest()
+    other = inputs.digest_of_kernels()
     (tmp_path / "pairs.cu").write_text("changed")
-    assert len({before, other, jobs._kernel_digest()}) == 3
+    assert len({before, other, inputs.digest_of_kernels()}) == 3
 
 
 def test_what_is_missing_is_a_sentence():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fastpair import jobs, results
+from fastpair.jobs import scoring
 from fastpair.kernels import cpu, pairs, simd  # noqa: F401  the forks find them loaded
 
 KILLS = int(os.environ.get("FASTPAIR_KILLS", "1"))
@@ -67,7 +68,7 @@ def begin(name, folder, **options):
             key: folder / value if isinstance(value, str) and value.endswith(".h5") else value
             for key, value in given.items()
         }
-        results.SCORE_BLOCK = jobs.SCORE_BLOCK = 1 << 16
+        results.SCORE_BLOCK = scoring.SCORE_BLOCK = 1 << 16
         summary = function(output=folder / name, **paths, **options)
         os._exit(2 if summary["resumed_from"] else 0)
     except BaseException:

@@ -314,7 +314,7 @@ def test_features_of_swapped_pairs_are_the_same_to_the_bit_in_any_company(world)
 
 @pytest.mark.parametrize("suffix", ["parquet", "h5"])
 def test_feature_files_hold_keys_labels_and_features(world, tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(jobs, "FEATURES_AT_ONCE", 13 * 90)  # several blocks
+    monkeypatch.setattr("fastpair.jobs.folding.FEATURES_AT_ONCE", 13 * 90)  # several blocks
     embeddings, left, right, labels, _ = numbers_of(world)
     output = tmp_path / f"features.{suffix}"
     files = (world / "model.h5", world / "embeddings.h5", world / "test.csv", output)

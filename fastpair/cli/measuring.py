@@ -1,0 +1,181 @@
+"""`evaluate`, `bench` and `info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastpair.cli.measured import evaluation_lines
+from fastpair.cli.shared import (
+    BUILTIN_HELP,
+    commands,
+    dataset_option,
+    finish,
+    given_options,
+    good_option,
+    json_option,
+    keys_option,
+    label_column_option,
+    own_head_option,
+    pair_column_options,
+    path_type,
+    read_options,
+    reading_options,
+    say,
+    spelled,
+    threads_option,
+)
+
+
+@commands.command(epilog=BUILTIN_HELP)
+@click.argument("model")
+@click.argument("files", type=path_type, nargs=-1, metavar="[EMBEDDINGS] PAIRS")
+@good_option
+@click.option("--graded", is_flag=True, help="Labels are grades.")
+@click.option(
+    "--train",
+    type=path_type,
+    metavar="PAIRS",
+    help="Pairs that MODEL learned from: entities that are in them are told apart from new ones.",
+)
+@click.option(
+    "--by", multiple=True, metavar="COLUMN", help="Measure each value of this column apart."
+)
+@click.option(
+    "--bootstrap",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="Draws for the intervals; 0: no intervals.",
+)
+@click.option(
+    "--properties", is_flag=True, help="Measure symmetry, reflexivity and transitivity too."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all chance.")
+@dataset_option
+@pair_column_options
+@keys_option
+@label_column_option
+@threads_option
+@own_head_option
+@reading_options
+@json_option
+def evaluate(as_json: bool, files: tuple[Path, ...], **options: Any) -> None:
+    """Measure a model on labelled PAIRS, through the same kernels that score.
+
+    Beside it stand the raw cosine and an unlabelled PCA. Numbers in brackets hold 95 % of the draws
+    of a bootstrap over entities. A model that learned ids has no EMBEDDINGS; beside it stand its
+    biases alone.
+    """
+    if len(files) not in (1, 2):
+        raise click.UsageError("give EMBEDDINGS and PAIRS, or PAIRS for a model that learned ids")
+    if len(files) == 1:
+        from fastpair import id_jobs
+
+        for name in ("train", "properties", "dataset", "keys"):
+            if name in given_options():
+                raise click.UsageError(f"{spelled(name)} goes with EMBEDDINGS alone")
+            options.pop(name)
+        summary = id_jobs.evaluate(pairs=files[0], reading=read_options(options), **options)
+    else:
+        from fastpair import jobs
+
+        options["reading"] = read_options(options)
+        summary = jobs.evaluate(embeddings=files[0], pairs=files[1], **options)
+    if as_json:
+        finish(summary, True)
+        return
+    say(*summary["notes"])
+    for line in evaluation_lines(summary):
+        click.echo(line)
+
+
+@commands.command()
+@click.option(
+    "--table", type=path_type, metavar="FILE", help="Table to measure.  [default: generated]"
+)
+@click.option(
+    "--entities",
+    type=click.IntRange(2),
+    default=100_000,
+    show_default=True,
+    help="Rows of the generated table.",
+)
+@click.option(
+    "--columns", type=click.IntRange(1), default=128, show_default=True, help="Its columns."
+)
+@click.option(
+    "--pairs",
+    type=click.IntRange(1),
+    default=4_000_000,
+    show_default=True,
+    help="Random pairs to score, at most.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="All of it shall take; rows are shortened to fit.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all chance.")
+@threads_option
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="GPU to measure beside the CPU: auto (the first, if there is one), cpu (none), gpu:1.",
+)
+@own_head_option
+@json_option
+def bench(as_json: bool, **options: Any) -> None:
+    """Measure this machine, what fastpair does on it, and that its results are right.
+
+    Rates stand beside what the machine can do at most, measured in the same run. Every backend is
+    compared with the float64 reference; the exit code is 1 where one is further from it than
+    rounding explains.
+    """
+    from fastpair.agreement import check_agreement
+    from fastpair.bench import bench as measure
+    from fastpair.bench_report import print_bench, steps
+
+    with steps() as say:
+        summary = measure(say=say, **options)
+    if as_json:
+        finish(summary, True)
+    else:
+        print_bench(summary)
+    check_agreement(summary["agreement"])
+
+
+@commands.command()
+@click.argument("file", type=path_type)
+@click.option("--verify", is_flag=True, help="Read everything, and say where it is damaged.")
+@json_option
+def info(file: Path, verify: bool, as_json: bool) -> None:
+    """Say what FILE is and whether it is whole; with --verify, exit with 1 if it is not."""
+    from fastpair import jobs
+    from fastpair.errors import FileError
+
+    summary = jobs.info(file, verify=verify)
+    if as_json:
+        finish(summary, True)
+    else:
+        click.echo(f"{file}: {summary['summary']}")
+        for name, entry in summary["datasets"].items():
+            shape = " x ".join(map(str, entry["shape"])) or "one value"
+            click.echo(f"  {name:<16} {shape:<20} {entry['dtype']}")
+        for name, value in summary["attributes"].items():
+            if not isinstance(value, dict | list):
+                click.echo(f"  {name.replace('_', ' ')}: {value}")
+    if not verify:
+        return
+    damaged = summary.get("damaged", [])
+    if damaged:
+        more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise FileError(f"{file} is damaged: {damaged[0]['sentence']}{more}; make it again.")
+    checked = ", ".join(summary.get("checked", [])) or "nothing in it has a checksum"
+    say(f"all of it was read; compared with checksums: {checked}")
