@@ -199,7 +199,8 @@ def digest_of_kernels() -> str:
     from fastpair.kernels.simd import kernel_digest
 
     digest = hashlib.sha256(kernel_digest().encode())
-    for source in sorted(Path(kernels.__file__).parent.glob("*.cu*")):
+    folder = Path(kernels.__file__).parent
+    for source in sorted([*folder.glob("*.cu*"), *folder.glob("gpu*.py")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
