@@ -257,12 +257,12 @@ def seen_breakdown(comparison: Comparison, seen: np.ndarray) -> Summary:
     return {name: comparison.group(rows) for name, rows in groups}
 
 
-def breakdown(comparison: Comparison, values: Sequence[str]) -> tuple[Summary, int]:
+def breakdown(comparison: Comparison, values: Sequence[str] | np.ndarray) -> tuple[Summary, int]:
     """Measure the pairs of each value of a column apart.
 
     Parameters
     ----------
-    values : one text for each pair.
+    values : one text for each pair, (M,).
 
     Returns
     -------

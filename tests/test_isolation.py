@@ -186,3 +186,64 @@ def test_training_is_that_without_the_bad_rows(tmp_path):
     expected = run_json("train", "few.npy", "few.csv", "-o", "f.h5", *words, cwd=tmp_path)
     assert found["fingerprint"] == expected["fingerprint"]
     assert found["n_pairs"] == expected["n_pairs"] == kept.sum()
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Embeddings with bad rows and labelled pairs of them; the same without; what is kept."""
+    folder = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(4)
+    numbers, pairs = vectors(), rng.integers(0, 30, (200, 2))
+    labels, kinds = rng.integers(0, 2, 200), rng.integers(0, 3, 200)
+    good, kept = np.setdiff1d(np.arange(30), BAD), ~np.isin(pairs, BAD).any(axis=1)
+    np.save(folder / "few.npy", numbers[good])
+    numbers[BAD] = np.inf
+    np.save(folder / "all.npy", numbers)
+    for name, rows, some in (
+        ("all", pairs, np.ones(200, bool)),
+        ("few", np.searchsorted(good, pairs[kept]), kept),
+    ):
+        columns = zip(rows, labels[some], kinds[some], strict=True)
+        lines = [f"{a},{b},{label},{kind}\n" for (a, b), label, kind in columns]
+        (folder / f"{name}.csv").write_text("left,right,label,kind\n" + "".join(lines))
+        (folder / f"{name}_train.csv").write_text(
+            "left,right\n" + "".join(f"{a},{b}\n" for a, b in rows[:20])
+        )
+    return folder, kept
+
+
+def test_measuring_leaves_out_the_pairs_of_bad_rows(labelled):
+    folder, kept = labelled
+    found = {}
+    for name, more in (("all", ("--nonfinite", "nan")), ("few", ())):
+        words = ("evaluate", "cosine", f"{name}.npy", f"{name}.csv", "--by", "kind", *more)
+        found[name] = run_json(*words, cwd=folder)
+        assert found[name].pop("seconds") > 0
+    notes = found["all"].pop("notes")
+    assert any(note.startswith("4 rows are not finite") for note in notes)
+    assert found["few"].pop("notes") == [n for n in notes if "not finite" not in n]
+    assert found["all"] == found["few"]
+    assert found["all"]["n_pairs"] == kept.sum()
+    refused("evaluate", "cosine", "all.npy", "all.csv", cwd=folder)
+
+
+def test_seen_entities_are_told_apart_beside_bad_rows(labelled):
+    folder, kept = labelled
+    words = ("evaluate", "cosine", "all.npy", "all.csv", "--train", "all_train.csv")
+    found = run_json(*words, "--nonfinite", "nan", cwd=folder)["entities"]
+    pairs = np.loadtxt(folder / "all.csv", int, delimiter=",", skiprows=1)[:, :2]
+    seen = np.isin(pairs, pairs[:20])
+    counts = np.bincount(seen[kept].sum(axis=1), minlength=3)
+    assert sum(one["n_pairs"] for one in found.values()) == kept.sum()
+    assert {one["n_pairs"] for one in found.values()} == set(counts[counts > 0].tolist())
+
+
+def test_features_of_bad_rows_are_not_numbers(labelled):
+    folder, kept = labelled
+    for name, more in (("all", ("--nonfinite", "nan")), ("few", ())):
+        words = ("features", "cosine", f"{name}.npy", f"{name}.csv", "-o", f"{name}.h5", *more)
+        run(*words, cwd=folder)
+    with h5py.File(folder / "all.h5") as whole, h5py.File(folder / "few.h5") as few:
+        assert np.isnan(whole["features"][:][~kept]).all()
+        assert whole["features"][:][kept].tobytes() == few["features"][:].tobytes()
+    assert "row 0" in refused("features", "cosine", "all.npy", "all.csv", "-o", "x.h5", cwd=folder)

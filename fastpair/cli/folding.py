@@ -112,6 +112,7 @@ def project(as_json: bool, output: Path, **options: Any) -> None:
 @threads_option
 @overwrite_option
 @own_head_option
+@nonfinite_option
 @reading_options
 @json_option
 def features(as_json: bool, output: Path, kinds: str | None, **options: Any) -> None:

@@ -18,6 +18,7 @@ from fastpair.cli.shared import (
     json_option,
     keys_option,
     label_column_option,
+    nonfinite_option,
     own_head_option,
     pair_column_options,
     path_type,
@@ -60,6 +61,7 @@ from fastpair.cli.shared import (
 @label_column_option
 @threads_option
 @own_head_option
+@nonfinite_option
 @reading_options
 @json_option
 def evaluate(as_json: bool, files: tuple[Path, ...], **options: Any) -> None:
@@ -74,7 +76,7 @@ def evaluate(as_json: bool, files: tuple[Path, ...], **options: Any) -> None:
     if len(files) == 1:
         from fastpair import id_jobs
 
-        for name in ("train", "properties", "dataset", "keys"):
+        for name in ("train", "properties", "dataset", "keys", "nonfinite"):
             if name in given_options():
                 raise click.UsageError(f"{spelled(name)} goes with EMBEDDINGS alone")
             options.pop(name)

@@ -185,6 +185,7 @@ def features(
     keys: str = "auto",
     dataset: str | None = None,
     reading: ReadOptions = AS_FOUND,
+    nonfinite: str = "refuse",
     threads: int | None = None,
     overwrite: bool = False,
     progress: Count = ignore,
@@ -198,10 +199,14 @@ def features(
     output : ``.parquet``, a column for each feature, or ``.h5`` / ``.hdf5``, one array.
     kinds : names of `fastpair.features.KINDS`; default: all.
     reading : what the pairs do not say themselves; of the embeddings `follow_links` alone.
+    nonfinite : "refuse" (the default) embeddings that are not finite, or "nan": so are the features
+        of their pairs.
     """
     from fastpair.features import KINDS, PairFeatures
+    from fastpair.isolation import isolated_pairs
 
     similarity = load_model(model)
+    refuse_embeddings(similarity, model)
     output = Path(output)
     if export_format(output) != ".parquet":
         expect_hdf5(output)
@@ -209,7 +214,9 @@ def features(
     check_output(output, overwrite=overwrite, inputs=inputs)
     begun = time.perf_counter()
     embeddings, pairs = received(embeddings), received(pairs)
-    source = open_embeddings(embeddings, dataset=dataset, options=reading.of_links)
+    source = open_embeddings(
+        embeddings, dataset=dataset, options=reading.of_links, nonfinite=nonfinite
+    )
     compute = PairFeatures(similarity, source.shape[1], kinds or KINDS, threads=threads)
     columns = {"left_column": left_column, "right_column": right_column, "keys": keys}
     opened: Summary = {"ids": source.ids, "count": source.shape[0], **columns, "options": reading}
@@ -224,7 +231,11 @@ def features(
 
     def blocks() -> Iterator[FeatureBlock]:
         for block in listed.blocks(step, keep_keys=True):
-            yield FeatureBlock(block, compute(vectors[block.left], vectors[block.right]))
+            values = compute(vectors[block.left], vectors[block.right])
+            spoiled = isolated_pairs(block.left, block.right, (source.isolated,) * 2)
+            if spoiled is not None:
+                values[spoiled] = np.nan
+            yield FeatureBlock(block, values)
             progress(len(block.left))
 
     write_features(
@@ -243,5 +254,5 @@ def features(
         "features": len(compute.names),
         "labels": has_labels,
         "seconds": since(begun),
-        "notes": [listed.assumed] if listed.assumed else [],
+        "notes": [note for note in (source.isolated_note(), listed.assumed) if note],
     }

@@ -12,7 +12,7 @@ import numpy as np
 from fastpair.errors import DataError
 from fastpair.formats import AS_FOUND, ReadOptions
 from fastpair.ingest import EmbeddingSource, open_embeddings
-from fastpair.pairs import open_pairs
+from fastpair.pairs import open_pairs, repeats_note
 from fastpair.results import (
     SCORE_BLOCK,
 )
@@ -41,6 +41,7 @@ def evaluate(
     keys: str = "auto",
     dataset: str | None = None,
     reading: ReadOptions = AS_FOUND,
+    nonfinite: str = "refuse",
     threads: int | None = None,
 ) -> Summary:
     """Measure a model on labelled pairs, through the fold and the kernels that also score.
@@ -57,6 +58,8 @@ def evaluate(
         the raw cosine under ``raw_cosine``.
     seed : of the bootstrap and of samples.
     reading : what the pair files do not say themselves; of the embeddings `follow_links` alone.
+    nonfinite : "refuse" (the default) embeddings that are not finite, or "nan": leave their pairs
+        out.
 
     Returns
     -------
@@ -64,13 +67,16 @@ def evaluate(
         ``raw_cosine`` and for the unlabelled PCA under ``unlabelled_pca``; ``recall_at``.
     """
     from fastpair.comparison import breakdown, calibrated_cosine, compare, seen_breakdown
+    from fastpair.isolation import without_isolated
     from fastpair.properties import measure_properties
 
     begun = time.perf_counter()
     similarity = load_model(model)
     refuse_embeddings(similarity, model)
     embeddings, pairs = received(embeddings), received(pairs)
-    source = open_embeddings(embeddings, dataset=dataset, options=reading.of_links)
+    source = open_embeddings(
+        embeddings, dataset=dataset, options=reading.of_links, nonfinite=nonfinite
+    )
     similarity.check_embeddings(source.shape[1])
     columns: Summary = {"left_column": left_column, "right_column": right_column, "keys": keys}
     columns["options"] = reading
@@ -78,9 +84,16 @@ def evaluate(
     left, right, labels, extra, assumed = _labelled_and_more(
         pairs, source, by, label_column=label_column, signed_labels=signed, **columns
     )
+    seen = None if train is None else _entities_seen(train, source, columns)
+    vectors = source.read()
+    if source.isolated is not None and source.isolated.any():
+        given = [left, right, labels, *extra]
+        vectors, (left, right, labels, *extra) = without_isolated(vectors, source.isolated, given)
+        seen = None if seen is None else seen[~source.isolated]
+    repeats = repeats_note(left, right, labels)
     comparison = compare(
         similarity,
-        source.read(),
+        vectors,
         left,
         right,
         labels,
@@ -91,12 +104,11 @@ def evaluate(
         threads=threads,
     )
     result = comparison.all_pairs()
-    notes = [note for note in (source.assumed, assumed, *result["notes"]) if note]
+    told = (source.assumed, source.isolated_note(), assumed, repeats, *result["notes"])
+    notes = [note for note in told if note]
     result["recall_at"] = comparison.recall()
-    if train is not None:
-        result["entities"] = seen_breakdown(
-            comparison, _entities_seen(train, source, np.unique([left, right]), columns)
-        )
+    if seen is not None:
+        result["entities"] = seen_breakdown(comparison, seen[np.unique([left, right])])
     result["by"] = {}
     for name, values in zip(by, extra, strict=True):
         result["by"][name], rest = breakdown(comparison, values)
@@ -111,7 +123,7 @@ def evaluate(
 
 def _labelled_and_more(
     path: Path, source: EmbeddingSource, names: Sequence[str], **columns: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[list[str]], str]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray], str]:
     """Read left, right, labels (M,), further columns as text, and what was assumed of the file."""
     pairs = open_pairs(
         path, ids=source.ids, count=source.shape[0], want_labels=True, extra=names, **columns
@@ -123,18 +135,19 @@ def _labelled_and_more(
     right = np.concatenate([block.right for block in blocks])
     labels = np.concatenate([block.label for block in blocks if block.label is not None])
     extra = [
-        ["(none)" if v is None else str(v) for block in blocks for v in block.extra[n].to_pylist()]
+        np.array(
+            ["(none)" if v is None else str(v) for one in blocks for v in one.extra[n].to_pylist()],
+            dtype=object,
+        )
         for n in range(len(names))
     ]
     return left, right, labels, extra, pairs.assumed
 
 
-def _entities_seen(
-    train: Path, source: EmbeddingSource, used: np.ndarray, columns: dict[str, Any]
-) -> np.ndarray:
-    """Return which of the rows `used` are in a pair of the file, bool."""
+def _entities_seen(train: Path, source: EmbeddingSource, columns: dict[str, Any]) -> np.ndarray:
+    """Return which rows are in a pair of the file, (N,) bool."""
     pairs = open_pairs(train, ids=source.ids, count=source.shape[0], **columns)
     seen = np.zeros(source.shape[0], bool)
     for block in pairs.blocks(SCORE_BLOCK):
         seen[block.left] = seen[block.right] = True
-    return seen[used]
+    return seen
