@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +30,7 @@ from fastpair.files import Table, TableWriter, read_table, write_embeddings, wri
 from fastpair.kernels import PRECISIONS, Plan
 from fastpair.machine import (
     describe_machine,
+    measure_disk,
     measure_limits,
     random_bandwidth,
     read_bandwidth,
@@ -107,7 +110,8 @@ def bench(
 
     Returns
     -------
-    summary : ``machine``, ``limits``, ``gpu`` (its machine and limits, None without one),
+    summary : ``machine``, ``limits`` (those of the machine, of its disk, and the ``start`` of a
+        process), ``gpu`` (its machine and limits, None without one),
         ``rows`` (work x precision x device), ``agreement`` (head x precision x backend),
         ``backends``, ``skipped`` (what there was no time for), ``settings``.
 
@@ -134,6 +138,9 @@ def bench(
     compared = _agree(those, given, begun + AGREEMENT_SHARE * planned, skipped)
     task = _Task(limits, count, pairs, begun + planned, seed, say, skipped, choice, gpu)
     with _temporary_folder() as folder:
+        say("measuring the disk and the start of a process")
+        limits["disk"] = measure_disk(folder)
+        limits["start"] = _measure_start(folder, count)
         if table is not None and given is not None:
             rows = _refolded(task, table, given, folder)
         else:
@@ -161,6 +168,30 @@ def bench(
         },
         "seconds": time.perf_counter() - begun,
     }
+
+
+def _measure_start(folder: Path, threads: int) -> Summary:
+    """Return the `spread` of the seconds of a process that scores next to nothing."""
+    _check_room(folder, 1 << 20)
+    ends = np.arange(1000, dtype=np.int32)
+    embeddings = np.random.default_rng(0).standard_normal((1000, 16), dtype=np.float32)
+    files = [folder / f"start-{name}.h5" for name in ("embeddings", "table", "pairs", "scores")]
+    write_embeddings(files[0], [(0, embeddings)], embeddings.shape)
+    jobs.project("cosine", files[0], files[1], threads=threads)
+    write_pairs(files[2], [(ends, ends[::-1], None)], len(ends), dtype="int32")
+    program = [sys.executable, "-c", "from fastpair.cli import main; main()", "score"]
+    given = [str(path) for path in files[1:3]]
+    options = ["-o", str(files[3]), "--overwrite", "--device", "cpu", "--threads", str(threads)]
+    seconds = []
+    for _ in range(LEAST_REPEATS):
+        begun = time.perf_counter()
+        done = subprocess.run([*program, *given, *options], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - begun)
+        if done.returncode:
+            raise FileError(f"a small fastpair score failed: {done.stderr.strip()}")
+    for path in files:
+        path.unlink()
+    return spread(seconds)
 
 
 def _check_sizes(entities: int, columns: int, pairs: int, seconds: float) -> None:
@@ -390,6 +421,7 @@ class Works:
             "work": name,
             "device": self.device,
             "precision": self.table.plan.precision,
+            "row_bytes": self.table.plan.layout.row_bytes,
             "scan": self.scan,
             "entities": len(self.table.rows) if of_pairs else size,
             "pairs": count,

@@ -151,6 +151,11 @@ def _limits_table(limits: Summary) -> Any:
             table.add_row(words, "the CPU has none", "", "")
         else:
             table.add_row(words, _giga(found["one"]), _giga(found["all"]), unit)
+    for name, words in (("write", "disk, written and flushed"), ("read", "disk, read in order")):
+        table.add_row(words, _giga(limits["disk"][name]), "", "GB/s")
+    start = limits["start"]
+    seconds = f"{start['median']:.2f} ({start['least']:.2f}-{start['greatest']:.2f})"
+    table.add_row("start of a command", seconds, "", "s")
     return table
 
 

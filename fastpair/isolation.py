@@ -53,9 +53,7 @@ def without_isolated(
     assert right is not None
     kept = ~(isolated[left] | isolated[right])
     if not kept.any():
-        raise DataError(
-            "every pair has an embedding that is not finite; nothing is left."
-        )
+        raise DataError("every pair has an embedding that is not finite; nothing is left.")
     numbers = np.cumsum(~isolated) - 1
     ends = [numbers[rows[kept]].astype(rows.dtype) for rows in (left, right)]
     rest = [None if column is None else column[kept] for column in columns[2:]]

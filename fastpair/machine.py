@@ -17,6 +17,7 @@ import numpy as np
 
 from fastpair.backend import memory_budget, thread_count
 from fastpair.files import page_aligned
+from fastpair.staging import writing
 
 Summary = dict[str, Any]
 
@@ -33,6 +34,9 @@ RANDOM_BLOCK = 512
 
 MOST_RANDOM = 1 << 29
 """Bytes that are read at random, about: a tenth of a second."""
+
+DISK_BYTES, DISK_BLOCK = 1 << 27, 1 << 22
+"""Bytes of the file that is written and read to measure the disk, and of one call."""
 
 MATRIX_ROWS = 2048
 """Rows and columns of the matrices whose product shows what BLAS does."""
@@ -316,6 +320,37 @@ def random_bandwidth(data: np.ndarray, block: int, threads: int) -> Summary:
     orders = np.array_split(order, threads)
     read_blocks(data, order[:9], block)
     return _rates(lambda n: read_blocks(data, orders[n], block), threads, count * block)
+
+
+def measure_disk(folder: Path) -> Summary:
+    """Return the `spread` of bytes a second at which files in `folder` are written and read.
+
+    Under ``write``, flushed, and ``read``. What was written is dropped from memory before it is
+    read, where the system allows that; a machine below this one may hold it still.
+
+    Raises
+    ------
+    FileError : the folder cannot hold a file of `DISK_BYTES`.
+    """
+    block = bytearray(np.random.default_rng(0).bytes(DISK_BLOCK))
+    path, written, found = folder / "disk.bin", [], []
+    with writing(path):
+        for _ in range(REPEATS):
+            begun = time.perf_counter()
+            with path.open("wb", buffering=0) as file:
+                for _ in range(DISK_BYTES // DISK_BLOCK):
+                    file.write(block)
+                os.fsync(file.fileno())
+                written.append(DISK_BYTES / (time.perf_counter() - begun))
+            with path.open("rb", buffering=0) as file:
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                begun = time.perf_counter()
+                while file.readinto(block):
+                    pass
+                found.append(DISK_BYTES / (time.perf_counter() - begun))
+        path.unlink()
+    return {"write": spread(written), "read": spread(found)}
 
 
 def _matrix_product(threads: int) -> Summary:

@@ -5,7 +5,13 @@ Nothing heavy is imported before a command runs, so that ``fastpair --help`` ans
 
 from __future__ import annotations
 
-from fastpair.cli import folding, learning, measuring, scoring  # the commands add themselves
+from fastpair.cli import (  # the commands add themselves
+    folding,
+    learning,
+    measuring,
+    planning,
+    scoring,
+)
 from fastpair.cli.entry import main, use_wide_matrix_products
 from fastpair.cli.shared import commands
 
@@ -15,6 +21,7 @@ __all__ = [
     "learning",
     "main",
     "measuring",
+    "planning",
     "scoring",
     "use_wide_matrix_products",
 ]

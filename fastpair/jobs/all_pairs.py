@@ -15,14 +15,6 @@ from fastpair.device import LEAST_WALKED, Choice, pick
 from fastpair.errors import ArgumentError, MemoryBudgetError
 from fastpair.files import Table
 from fastpair.formats import AS_FOUND, ReadOptions
-from fastpair.kernels import Plan
-from fastpair.matrix_output import MatrixOutput, check_form
-from fastpair.remaining import RemainingPairs
-from fastpair.spooling import is_stream, received
-from fastpair.staging import check_output
-
-if TYPE_CHECKING:
-    from fastpair.exclusions import Exclusions
 from fastpair.jobs.inputs import (
     LINKS_BY_DEVICE,
     Count,
@@ -32,7 +24,16 @@ from fastpair.jobs.inputs import (
     file_fingerprint,
     ignore,
     load_tables,
+    table_sizes,
 )
+from fastpair.kernels import Plan
+from fastpair.matrix_output import MatrixOutput, check_form
+from fastpair.remaining import RemainingPairs
+from fastpair.spooling import is_stream, received
+from fastpair.staging import check_output
+
+if TYPE_CHECKING:
+    from fastpair.exclusions import Exclusions
 
 
 def matrix(
@@ -173,7 +174,9 @@ def matrix(
     seconds = time.perf_counter() - scoring_begun
     rest = walked - found["resumed_from"] * len(both.rows)
     return {
+        "work": form,
         "output": str(output),
+        **table_sizes(left, right),
         "pairs": walked,
         **found,
         "seconds": time.perf_counter() - begun,

@@ -17,13 +17,6 @@ from fastpair.files import TableWriter, describe
 from fastpair.folding import Folder
 from fastpair.formats import AS_FOUND, ReadOptions
 from fastpair.ingest import open_embeddings
-from fastpair.listing import export_format
-from fastpair.pairs import open_pairs
-from fastpair.spooling import received
-from fastpair.staging import check_output
-
-if TYPE_CHECKING:
-    pass
 from fastpair.jobs.inputs import (
     Count,
     Summary,
@@ -36,6 +29,13 @@ from fastpair.jobs.inputs import (
     refuse_embeddings,
     since,
 )
+from fastpair.listing import export_format
+from fastpair.pairs import open_pairs
+from fastpair.spooling import received
+from fastpair.staging import check_output
+
+if TYPE_CHECKING:
+    pass
 
 FOLDED_AT_ONCE = 1 << 22
 """Numbers of embeddings that are folded together: 32 MiB in float64."""

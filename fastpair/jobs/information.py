@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastpair.files import describe
 from fastpair.formats import Arrays, Columns, open_format
 from fastpair.hdf5_arrays import Hdf5Arrays
+from fastpair.jobs.inputs import Summary
 from fastpair.results import (
     SCORE_BLOCK,
 )
@@ -16,7 +17,6 @@ from fastpair.verifying import verify as verify_file
 
 if TYPE_CHECKING:
     pass
-from fastpair.jobs.inputs import Summary
 
 
 def info(file: Path, *, verify: bool = False) -> Summary:

@@ -170,6 +170,15 @@ def _check_sides(path: Path, left: Table, right: Table | None, either_way: bool)
         )
 
 
+def table_sizes(left: Table, right: Table | None) -> Summary:
+    """Return what a plan of larger runs is fitted to: bytes of a row, and of the tables."""
+    rows = [left.rows] if right is None else [left.rows, right.rows]
+    return {
+        "row_bytes": left.plan.layout.row_bytes,
+        "table_bytes": sum(one.nbytes for one in rows),
+    }
+
+
 def file_fingerprint(path: Path) -> str:
     """What tells a large input from another one without reading it whole: its size and ends."""
     path = Path(path)

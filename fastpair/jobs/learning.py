@@ -15,6 +15,7 @@ from fastpair.errors import ArgumentError, DataError
 from fastpair.files import write_model
 from fastpair.formats import AS_FOUND, ReadOptions
 from fastpair.ingest import EmbeddingSource, open_embeddings
+from fastpair.jobs.inputs import Summary, holds_labels, truth
 from fastpair.pairs import open_pairs, repeats_note
 from fastpair.results import (
     SCORE_BLOCK,
@@ -24,7 +25,6 @@ from fastpair.staging import check_output, writing
 
 if TYPE_CHECKING:
     pass
-from fastpair.jobs.inputs import Summary, holds_labels, truth
 
 
 def train(

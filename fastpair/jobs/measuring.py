@@ -12,6 +12,7 @@ import numpy as np
 from fastpair.errors import DataError
 from fastpair.formats import AS_FOUND, ReadOptions
 from fastpair.ingest import EmbeddingSource, open_embeddings
+from fastpair.jobs.inputs import Summary, load_model, refuse_embeddings, since
 from fastpair.pairs import open_pairs, repeats_note
 from fastpair.results import (
     SCORE_BLOCK,
@@ -20,7 +21,6 @@ from fastpair.spooling import received
 
 if TYPE_CHECKING:
     pass
-from fastpair.jobs.inputs import Summary, load_model, refuse_embeddings, since
 
 
 def evaluate(

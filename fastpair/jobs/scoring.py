@@ -17,6 +17,20 @@ from fastpair.device import Choice, pick
 from fastpair.errors import ArgumentError, DataError, MemoryBudgetError
 from fastpair.files import Table
 from fastpair.formats import AS_FOUND, ReadOptions
+from fastpair.jobs.inputs import (
+    LINKS_BY_DEVICE,
+    Count,
+    Summary,
+    device_bytes,
+    digest_of_kernels,
+    expect_hdf5,
+    file_fingerprint,
+    file_time,
+    ignore,
+    load_tables,
+    prepare_kernels,
+    table_sizes,
+)
 from fastpair.listing import export_format, write_scored_pairs
 from fastpair.model import sigmoid
 from fastpair.pairs import PairBlock, PairSource, open_pairs
@@ -31,19 +45,6 @@ from fastpair.staging import check_output
 
 if TYPE_CHECKING:
     from fastpair.gpu_scoring import GpuPairScorer
-from fastpair.jobs.inputs import (
-    LINKS_BY_DEVICE,
-    Count,
-    Summary,
-    device_bytes,
-    digest_of_kernels,
-    expect_hdf5,
-    file_fingerprint,
-    file_time,
-    ignore,
-    load_tables,
-    prepare_kernels,
-)
 
 EXPORTED_AT_ONCE = SCORE_BLOCK // 8
 """Pairs whose keys are held while scores are written as CSV or Parquet."""
@@ -204,7 +205,9 @@ def score(
     if strange and unknown == "mean":
         notes.append(f"{strange} pairs have unknown ids, which score as the mean of their side")
     return {
+        "work": "score",
         "output": str(output),
+        **table_sizes(left, right),
         "pairs": source.count,
         "kept": kept,
         "resumed_from": resumed,

@@ -1,0 +1,342 @@
+"""What a run will cost before it is begun: bytes, memory, hours, and what binds them.
+
+A run is priced as each of its workers spends it: a start, the tables read once, then the pairs,
+whose reading, scoring and writing go on side by side, so that the slowest of the three counts:
+
+    seconds = start + tables / read + max(pairs / rate, read bytes / read, written bytes / write)
+
+Rates come from what ``fastpair bench`` measured, or from real runs of the same work: each says
+``seconds = start + tables / read + pairs / rate``, and the start and the rate that explain them
+best, relative to their length, are taken.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastpair.backend import parse_size
+from fastpair.errors import ArgumentError, DataError, FileError
+from fastpair.kernels import LANES, PRECISIONS, ROW_ALIGNMENT
+
+Summary = dict[str, Any]
+
+WORKS = ("score", "top-k", "threshold", "dense", "histogram")
+"""What can be priced: a pair file, and the forms of all pairs."""
+
+BENCH_WORKS = {"score": "stream", "histogram": "threshold"}
+"""Works that `bench` measures under another name; a histogram is walked twice."""
+
+PAIR_BYTES, SCORE_BYTES, INDEX_BYTES = 8, 4, 8
+"""Bytes of a pair of int32 row numbers, of a score, and of the index of a kept pair."""
+
+BLOCK_BYTES = 1 << 28
+"""Bytes of the blocks of pairs and results that are under way in a worker, about."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be run.
+
+    Parameters
+    ----------
+    work : one of `WORKS`.
+    entities : rows of the left table.
+    others : rows of the right table, None: pairs are of one table.
+    row_bytes : bytes of a row of a table.
+    pairs : pairs of the file, with the work score; otherwise all pairs, and left None.
+    k : of top-k.
+    kept : share of pairs that a threshold keeps.
+    workers : processes that share the work, each on a machine of its own.
+    memory : bytes that a worker may use; None: as much as it needs.
+    """
+
+    work: str
+    entities: int
+    row_bytes: int
+    others: int | None = None
+    pairs: int | None = None
+    k: int = 10
+    kept: float = 1e-4
+    workers: int = 1
+    memory: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.work not in WORKS:
+            raise ArgumentError(f"work is {self.work!r}, expected one of {', '.join(WORKS)}")
+        for name in ("entities", "row_bytes", "others", "pairs", "k", "workers", "memory"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(f"{name} is {value}, expected at least 1")
+        if (self.pairs is None) == (self.work == "score"):
+            raise ArgumentError(
+                "the work score needs the number of pairs"
+                if self.work == "score"
+                else f"the work {self.work} is of all pairs: leave their number out"
+            )
+        if not 0 <= self.kept <= 1:
+            raise ArgumentError(f"kept is {self.kept}, expected a share from 0 to 1")
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of all tables."""
+        return (self.entities + (self.others or 0)) * self.row_bytes
+
+    @property
+    def scored(self) -> int:
+        """Pairs that are scored in all."""
+        return self.pairs or self.entities * (self.others or self.entities)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that are read beside the tables."""
+        return self.scored * PAIR_BYTES if self.work == "score" else 0
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of the result."""
+        if self.work in ("score", "dense"):
+            return self.scored * SCORE_BYTES
+        if self.work == "top-k":
+            return self.entities * self.k * (SCORE_BYTES + INDEX_BYTES)
+        if self.work == "threshold":
+            found = self.kept * self.scored * (SCORE_BYTES + INDEX_BYTES)
+            return int(found) + self.entities * INDEX_BYTES
+        return 0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one worker can do.
+
+    Parameters
+    ----------
+    pairs_per_second : of the work, all threads together, on tables in memory.
+    start : seconds before the first table is read.
+    read, write : bytes a second of the storage as one worker sees it alone.
+    network : bytes a second of a worker's link to the storage; None: it does not bind.
+    storage : bytes a second that the storage gives to all workers together; None: it does not bind.
+    """
+
+    pairs_per_second: float
+    start: float = 0.0
+    read: float = math.inf
+    write: float = math.inf
+    network: float | None = None
+    storage: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("pairs_per_second", "read", "write", "network", "storage"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ArgumentError(f"{name} is {value}, expected a number above 0")
+        if not self.start >= 0:
+            raise ArgumentError(f"start is {self.start}, expected at least 0 seconds")
+
+    def reading(self, workers: int) -> tuple[float, str]:
+        """Bytes a second that each of some workers can read, and what sets that."""
+        return self._moved(self.read, workers)
+
+    def writing(self, workers: int) -> tuple[float, str]:
+        """Bytes a second that each of some workers can write, and what sets that."""
+        return self._moved(self.write, workers)
+
+    def _moved(self, own: float, workers: int) -> tuple[float, str]:
+        rates = {"disk": own}
+        if self.network is not None:
+            rates["network"] = self.network
+        if self.storage is not None:
+            rates["storage"] = self.storage / workers
+        slowest = min(rates, key=lambda name: rates[name])
+        return rates[slowest], slowest
+
+
+def row_bytes_of(columns: int, precision: str = "float32") -> int:
+    """Return the bytes of a row of one segment of products, such as that of the cosine."""
+    if precision not in PRECISIONS:
+        raise ArgumentError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if columns < 1:
+        raise ArgumentError(f"columns is {columns}, expected at least 1")
+    numbers = -(-columns // LANES) * LANES * np.dtype(PRECISIONS[precision]).itemsize
+    scale = 4 if precision == "int8" else 0
+    return -(-(numbers + scale) // ROW_ALIGNMENT) * ROW_ALIGNMENT
+
+
+# --- where rates come from ------------------------------------------------------------------------
+
+
+def rates_of_bench(found: Summary, job: Job, precision: str = "float32") -> Rates:
+    """Return the rates of a work from what `bench.bench` returned.
+
+    Pairs of a list are bound by the bytes of their rows, all pairs by the columns of a row: rates
+    are brought from the measured rows to those of the job in proportion. Where the table is larger
+    than the one that was measured, random rows come as fast as the machine reads blocks at random
+    from a memory far beyond its caches.
+
+    Raises
+    ------
+    DataError : the work was not measured in this precision.
+    """
+    wanted = BENCH_WORKS.get(job.work, job.work)
+    rows = [
+        row
+        for row in found.get("rows", [])
+        if (row["work"], row["precision"], row["device"]) == (wanted, precision, "cpu")
+    ]
+    if not rows or "disk" not in found.get("limits", {}):
+        raise DataError(
+            f"the rates hold no {wanted} in {precision}: run fastpair bench --json anew, with more "
+            "--seconds"
+        )
+    row, limits = rows[0], found["limits"]
+    rate = row["pairs_per_second"]["median"]
+    if job.work == "score":
+        needed = row["needs_per_pair"]["table"]
+        rate *= needed / (2 * job.row_bytes + PAIR_BYTES + SCORE_BYTES)
+        if job.table_bytes > row["entities"] * row["row_bytes"]:
+            far = limits["random"]["all"]["median"]
+            rate *= min(1.0, far / row["table_bandwidth"]["at_random"]["median"])
+    else:
+        rate *= row["row_bytes"] / job.row_bytes
+    if job.work == "histogram":
+        rate /= 2
+    return Rates(
+        rate,
+        start=limits["start"]["median"],
+        read=limits["disk"]["read"]["median"],
+        write=limits["disk"]["write"]["median"],
+    )
+
+
+def rates_of_runs(runs: Sequence[Summary], job: Job, read: float = math.inf) -> Rates:
+    """Return the start and the rate that explain real runs of one work best.
+
+    Parameters
+    ----------
+    runs : summaries of `jobs.score` or `jobs.matrix`, of two sizes at least.
+    job : what will be priced; the runs must be of the same work and of rows as long.
+    read : bytes a second at which their tables were read; from the page cache about a memory copy.
+
+    Raises
+    ------
+    DataError : the runs are of another work, of other rows, or of one size.
+    """
+    for run in runs:
+        missing = [name for name in ("work", "row_bytes", "pairs", "seconds") if name not in run]
+        if missing:
+            raise DataError(
+                f"a run says nothing of {', '.join(missing)}: it must be what fastpair score or "
+                "fastpair matrix print with --json"
+            )
+        if run["work"] != job.work:
+            raise DataError(f"a run is of the work {run['work']}, expected {job.work}")
+        if run["row_bytes"] != job.row_bytes:
+            raise DataError(
+                f"a run has rows of {run['row_bytes']} bytes, expected {job.row_bytes}: rates of "
+                "real runs are taken as they are"
+            )
+        if run.get("resumed_from"):
+            raise DataError("a run was resumed: its seconds are those of a part")
+    pairs = np.array([run["pairs"] for run in runs], float)
+    if len(set(pairs.tolist())) < 2:
+        raise DataError("runs of two sizes are needed to tell the start from the rate")
+    from scipy.optimize import nnls
+
+    seconds = np.array([run["seconds"] for run in runs], float)
+    tables = np.array([run.get("table_bytes", 0) for run in runs], float)
+    rest = np.maximum(seconds - tables / read, 0.0)
+    weights = 1 / seconds  # each run counts by its relative error
+    (start, per_pair), _ = nnls(np.stack([weights, pairs * weights], 1), rest * weights)
+    if per_pair <= 0:
+        raise DataError("the longer runs took no more time than the shorter: run larger ones")
+    return Rates(1 / per_pair, start=start, read=read)
+
+
+def read_summary(path: Path) -> Summary:
+    """Return what a file of JSON holds, an object.
+
+    Raises
+    ------
+    FileError : it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileError(f"{path} does not exist; check the name and the folder.") from error
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} is no JSON: {error}; give what --json printed.") from error
+    if not isinstance(found, dict):
+        raise FileError(f"{path} holds no JSON object; give what --json printed.")
+    return found
+
+
+# --- the price ------------------------------------------------------------------------------------
+
+
+def price(job: Job, rates: Rates) -> Summary:
+    """Say what a job costs at some rates.
+
+    Returns
+    -------
+    summary : ``seconds`` in all; ``stages``, the seconds of each that follow one another;
+        ``pairs`` the seconds of what goes on side by side during the pairs; ``binds``, what the
+        longest part of the run is spent on; ``bytes``, moved by all workers; ``memory``, needed by
+        each; ``fits``, whether they have it.
+    """
+    share = 1 / job.workers
+    read, reader = rates.reading(job.workers)
+    write, writer = rates.writing(job.workers)
+    pairs = {
+        "scoring": job.scored * share / rates.pairs_per_second,
+        f"reading pairs from the {reader}": job.read_bytes * share / read,
+        f"writing to the {writer}": job.written_bytes * share / write,
+    }
+    slowest = max(pairs, key=lambda name: pairs[name])
+    tables = f"reading tables from the {reader}"
+    stages = {"starting": rates.start, tables: job.table_bytes / read, slowest: pairs[slowest]}
+    needed = job.table_bytes + BLOCK_BYTES
+    seconds = sum(stages.values())
+    return {
+        "work": job.work,
+        "workers": job.workers,
+        "seconds": seconds,
+        "hours": seconds / 3600,
+        "worker_hours": job.workers * seconds / 3600,
+        "stages": stages,
+        "pairs": pairs,
+        "binds": max(stages, key=lambda name: stages[name]),
+        "scored": job.scored,
+        "bytes": {
+            "tables": job.table_bytes,
+            "read": job.workers * job.table_bytes + job.read_bytes,
+            "written": job.written_bytes,
+        },
+        "memory": needed,
+        "fits": job.memory is None or needed <= job.memory,
+        "rates": {
+            "pairs_per_second": rates.pairs_per_second,
+            "start": rates.start,
+            "read": _finite(read),
+            "write": _finite(write),
+        },
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def parse_rate(text: str, name: str) -> float:
+    """Return the bytes a second that a text such as ``500MB`` or ``1.2GB/s`` names."""
+    try:
+        return float(parse_size(text.strip().removesuffix("/s")))
+    except ArgumentError:
+        raise ArgumentError(
+            f"{name} is {text!r}, expected bytes a second such as 500MB/s"
+        ) from None
