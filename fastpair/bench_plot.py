@@ -85,12 +85,8 @@ def draw_roofline(found: Summary, path: Path) -> None:
         axes.annotate(words, (span[-1], most), ha="right", va="bottom", fontsize=8)
     random = limits["random"]["all"]["median"]
     axes.plot(span, np.minimum(span * random, peak), color="0.6", lw=1, ls="--")
-    axes.annotate(
-        f"memory {read / 1e9:.0f} GB/s in order, {random / 1e9:.0f} at random (dashed)",
-        (span[0], 1.3 * span[0] * read),
-        fontsize=8,
-        rotation_mode="anchor",
-    )
+    words = f"memory: {read / 1e9:.0f} GB/s in order, {random / 1e9:.0f} at random (dashed)"
+    axes.text(0.02, 0.97, words, transform=axes.transAxes, va="top", fontsize=8)
     for mark in marks:
         done = mark["operations"]
         below, above = done["median"] - done["least"], done["greatest"] - done["median"]
