@@ -1,0 +1,163 @@
+"""Rows of a table that stay in their file: read in order, in large pieces, into given memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+import h5py
+import numpy as np
+
+from fastpair.errors import FileError
+from fastpair.files import load_rows, read_unknown
+from fastpair.folding import common_scales
+from fastpair.hdf5 import open_hdf5, reading
+from fastpair.kernels import Plan, aligned_empty
+from fastpair.staging import read_at
+
+READERS = 4
+"""Threads that read side by side: a disk answers several questions sooner than one."""
+
+
+class StoredRows:
+    """The rows of a table, read part by part; what is read first is compared with its checksum.
+
+    To be used in a `with` statement, or closed.
+
+    Parameters
+    ----------
+    path : a table.
+    plan : what its rows are brought to: its own plan, or that of two int8 tables that meet.
+    own_plan : the plan of the file.
+    unknown : whether the row of unknown ids, if there is one, follows the others.
+
+    Attributes
+    ----------
+    shape : (rows, row_bytes), as of an array.
+    step : rows that are checked together; parts should begin at a multiple of it.
+    bytes_read : bytes of rows that were read so far.
+    """
+
+    def __init__(self, path: str | Path, plan: Plan, own_plan: Plan, *, unknown: bool) -> None:
+        self.path, self.plan, self._own_plan = Path(path), plan, own_plan
+        self.bytes_read = 0
+        self._lock = threading.Lock()
+        self._file: h5py.File | None = None
+        with open_hdf5(self.path) as file:
+            dataset, dtype = file["rows"], plan.layout.dtype
+            self._offset = dataset.id.get_offset()
+            self._count = len(dataset)
+            self._last = read_unknown(file, dtype) if unknown else np.empty(0, dtype)
+            self._sums = file["block_checksum"][:]
+            self.step = int(file.attrs["checksum_rows"])
+        self._checked = np.zeros(len(self._sums), bool)
+        self.shape = (self._count + len(self._last), dtype.itemsize)
+        if self._offset is None and self._count:  # repacked by some tool, perhaps compressed
+            self._file = h5py.File(self.path, "r")
+        self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def load(self, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+        """Read rows `start` to `stop` into the beginning of `out`; return that part of it.
+
+        Parameters
+        ----------
+        start, stop : row numbers; whole pieces of `step` rows are compared with their checksums.
+        out : (at least stop - start, row_bytes) uint8, C-contiguous.
+
+        Raises
+        ------
+        FileError : the file ends too early, or its rows do not agree with their checksums.
+        """
+        rows = out[: stop - start]
+        stored = rows[: max(0, min(stop, self._count) - start)]
+        if len(stored):
+            with reading(self.path):
+                self._read(start, stored)
+        if stop > self._count:
+            rows[len(stored) :] = self._last.view(np.uint8).reshape(-1, self.shape[1])
+        if self.plan != self._own_plan:
+            common_scales(rows, self._own_plan, self.plan.segment_scales, rows)
+        return rows
+
+    def __getitem__(self, wanted: slice) -> np.ndarray:
+        """Return a copy of some rows: of a range, or single ones that are apart."""
+        start, stop, step = wanted.indices(len(self))
+        numbers = range(start, stop, step)
+        rows = aligned_empty((len(numbers), self.shape[1]), np.uint8)
+        if step == 1:
+            return self.load(start, stop, rows)
+        for place, number in enumerate(numbers):
+            self.load(number, number + 1, rows[place : place + 1])
+        return rows
+
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        """Return a copy of the rows `numbers` (m,), one after another: for samples alone."""
+        rows = aligned_empty((len(numbers), self.shape[1]), np.uint8)
+        for place, number in enumerate(numbers.tolist()):
+            self.load(number, number + 1, rows[place : place + 1])
+        return rows
+
+    def _read(self, start: int, rows: np.ndarray) -> None:
+        if self._file is not None:
+            self._file["rows"].read_direct(
+                rows.reshape(-1).view(self._file["rows"].dtype),
+                np.s_[start : start + len(rows)],
+            )
+            self._count_bytes(rows.nbytes)
+            return
+        stop = start + len(rows)
+        firsts = [start, *range(-(-(start + 1) // self.step) * self.step, stop, self.step)]
+        pieces = [range(a, min(b, stop)) for a, b in zip(firsts, [*firsts[1:], stop], strict=True)]
+        read: Callable[[range], None] = (
+            lambda piece: self._read_piece(  # noqa: E731
+                piece, rows[piece.start - start : piece.stop - start]
+            )
+        )
+        if len(pieces) == 1:
+            read(pieces[0])
+            return
+        with ThreadPoolExecutor(min(READERS, len(pieces))) as pool:
+            for _ in pool.map(read, pieces):
+                pass
+
+    def _read_piece(self, piece: range, rows: np.ndarray) -> None:
+        """Read rows of one checked piece; compare them, if they are all of it, the first time."""
+        number = piece.start // self.step
+        whole = piece.start == number * self.step and (
+            len(piece) == self.step or piece.stop == self._count
+        )
+        if whole and not self._checked[number]:
+            if load_rows(rows, piece, self._descriptor, self._offset) != int(self._sums[number]):
+                raise FileError(
+                    f"{self.path} cannot be read: its rows do not agree with their checksums; "
+                    "make or fetch it again."
+                )
+            self._checked[number] = True
+        else:
+            read_at(self._descriptor, rows, self._offset + piece.start * self.shape[1])
+        self._count_bytes(rows.nbytes)
+
+    def _count_bytes(self, count: int) -> None:
+        with self._lock:
+            self.bytes_read += count
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            if self._file is not None:
+                self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
