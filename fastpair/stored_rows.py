@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -115,11 +114,10 @@ class StoredRows:
         stop = start + len(rows)
         firsts = [start, *range(-(-(start + 1) // self.step) * self.step, stop, self.step)]
         pieces = [range(a, min(b, stop)) for a, b in zip(firsts, [*firsts[1:], stop], strict=True)]
-        read: Callable[[range], None] = (
-            lambda piece: self._read_piece(  # noqa: E731
-                piece, rows[piece.start - start : piece.stop - start]
-            )
-        )
+
+        def read(piece: range) -> None:
+            self._read_piece(piece, rows[piece.start - start : piece.stop - start])
+
         if len(pieces) == 1:
             read(pieces[0])
             return
