@@ -257,7 +257,8 @@ class TableWriter(Output):
         overwrite: bool = False,
     ) -> None:
         self.count, self.dtype, self.written = count, plan.layout.dtype, 0
-        self.block_rows = max(1, CHECKED_BYTES // self.dtype.itemsize)
+        # whole pages, which rows of 64 bytes or more make up together
+        self.block_rows = max(1, CHECKED_BYTES // self.dtype.itemsize // 64 * 64)
         blocks = -(-count // self.block_rows)
         if ids is not None:
             ids = check_ids(ids, "ids", count)

@@ -1,4 +1,8 @@
-"""Rows of a table that stay in their file: read in order, in large pieces, into given memory."""
+"""Rows of a table that stay in their file: read in order, in large pieces, into given memory.
+
+Where the system can, they go past its page cache: a table that does not fit into memory is gone
+from there before it is read again, and would only drive out what is of use.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ import numpy as np
 from fastpair.errors import FileError
 from fastpair.files import load_rows, read_unknown
 from fastpair.folding import common_scales
-from fastpair.hdf5 import open_hdf5, reading
+from fastpair.hdf5 import PAGE, open_hdf5, reading
 from fastpair.kernels import Plan, aligned_empty
 from fastpair.staging import read_at
 
@@ -58,6 +62,8 @@ class StoredRows:
         if self._offset is None and self._count:  # repacked by some tool, perhaps compressed
             self._file = h5py.File(self.path, "r")
         self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._direct = _open_direct(self.path)
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="fastpair-rows")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -121,9 +127,8 @@ class StoredRows:
         if len(pieces) == 1:
             read(pieces[0])
             return
-        with ThreadPoolExecutor(min(READERS, len(pieces))) as pool:
-            for _ in pool.map(read, pieces):
-                pass
+        for _ in self._pool.map(read, pieces):
+            pass
 
     def _read_piece(self, piece: range, rows: np.ndarray) -> None:
         """Read rows of one checked piece; compare them, if they are all of it, the first time."""
@@ -131,15 +136,18 @@ class StoredRows:
         whole = piece.start == number * self.step and (
             len(piece) == self.step or piece.stop == self._count
         )
+        place = self._offset + piece.start * self.shape[1]
+        aligned = not (place | rows.nbytes | rows.ctypes.data) % PAGE
+        descriptor = self._direct if aligned and self._direct >= 0 else self._descriptor
         if whole and not self._checked[number]:
-            if load_rows(rows, piece, self._descriptor, self._offset) != int(self._sums[number]):
+            if load_rows(rows, piece, descriptor, self._offset) != int(self._sums[number]):
                 raise FileError(
                     f"{self.path} cannot be read: its rows do not agree with their checksums; "
                     "make or fetch it again."
                 )
             self._checked[number] = True
         else:
-            read_at(self._descriptor, rows, self._offset + piece.start * self.shape[1])
+            read_at(descriptor, rows, place)
         self._count_bytes(rows.nbytes)
 
     def _count_bytes(self, count: int) -> None:
@@ -149,8 +157,11 @@ class StoredRows:
     def close(self) -> None:
         """Close the file."""
         if self._descriptor >= 0:
+            self._pool.shutdown()
             os.close(self._descriptor)
             self._descriptor = -1
+            if self._direct >= 0:
+                os.close(self._direct)
             if self._file is not None:
                 self._file.close()
 
@@ -159,3 +170,11 @@ class StoredRows:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _open_direct(path: Path) -> int:
+    """Open a file so that reads go past the page cache; -1 where that cannot be."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except (OSError, AttributeError):
+        return -1
