@@ -22,6 +22,9 @@ from fastpair.hdf5 import PAGE, open_hdf5, reading
 from fastpair.kernels import Plan, aligned_empty
 from fastpair.staging import read_at
 
+SOME_BYTES = 1 << 22
+"""Bytes of rows that are read together where some of them are left out."""
+
 READERS = 4
 """Threads that read side by side: a disk answers several questions sooner than one."""
 
@@ -93,21 +96,11 @@ class StoredRows:
 
     def __getitem__(self, wanted: slice) -> np.ndarray:
         """Return a copy of some rows: of a range, or single ones that are apart."""
-        start, stop, step = wanted.indices(len(self))
-        numbers = range(start, stop, step)
-        rows = aligned_empty((len(numbers), self.shape[1]), np.uint8)
-        if step == 1:
-            return self.load(start, stop, rows)
-        for place, number in enumerate(numbers):
-            self.load(number, number + 1, rows[place : place + 1])
-        return rows
+        return _copy(self, wanted)
 
-    def take(self, numbers: np.ndarray) -> np.ndarray:
-        """Return a copy of the rows `numbers` (m,), one after another: for samples alone."""
-        rows = aligned_empty((len(numbers), self.shape[1]), np.uint8)
-        for place, number in enumerate(numbers.tolist()):
-            self.load(number, number + 1, rows[place : place + 1])
-        return rows
+    def only(self, numbers: np.ndarray) -> SomeRows:
+        """Return the rows of these numbers (m,), which rise, as if there were no others."""
+        return SomeRows(self, numbers)
 
     def _read(self, start: int, rows: np.ndarray) -> None:
         if self._file is not None:
@@ -170,6 +163,52 @@ class StoredRows:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class SomeRows:
+    """Rows of a table, the others left out.
+
+    Parameters
+    ----------
+    rows : all rows.
+    numbers : (m,) int64, which ones, rising.
+    """
+
+    def __init__(self, rows: StoredRows, numbers: np.ndarray) -> None:
+        self.rows, self.numbers, self.step = rows, numbers, 1
+        self.shape = len(numbers), rows.shape[1]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def load(self, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+        """Read rows `start` to `stop` of these into the beginning of `out`, as `StoredRows`."""
+        step, done = max(1, SOME_BYTES // self.shape[1]), 0
+        wanted = self.numbers[start:stop]
+        while done < len(wanted):
+            first = int(wanted[done])
+            count = int(np.searchsorted(wanted, first + step)) - done
+            own = wanted[done : done + count]
+            memory = aligned_empty((int(own[-1]) + 1 - first, self.shape[1]), np.uint8)
+            all_rows = self.rows.load(first, int(own[-1]) + 1, memory)
+            np.take(all_rows, own - first, axis=0, out=out[done : done + count])
+            done += count
+        return out[: len(wanted)]
+
+    def __getitem__(self, wanted: slice) -> np.ndarray:
+        """Return a copy of some rows, as `StoredRows`."""
+        return _copy(self, wanted)
+
+
+def _copy(source: StoredRows | SomeRows, wanted: slice) -> np.ndarray:
+    start, stop, step = wanted.indices(len(source))
+    numbers = range(start, stop, step)
+    rows = aligned_empty((len(numbers), source.shape[1]), np.uint8)
+    if step == 1:
+        return source.load(start, stop, rows)
+    for place, number in enumerate(numbers):  # samples are few
+        source.load(number, number + 1, rows[place : place + 1])
+    return rows
 
 
 def _open_direct(path: Path) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastpair.backend import memory_budget
+from fastpair.backend import LEAST_MEMORY, memory_budget
 from fastpair.errors import MemoryBudgetError
 from fastpair.files import Table, read_table
 from fastpair.jobs.inputs import Summary, check_models, check_sides, load_tables
@@ -33,6 +33,13 @@ class Tables:
     right: Table | None
     budget: int
     stored: tuple[StoredRows, StoredRows | None] | None = None
+
+    @property
+    def rows(self) -> tuple[Any, Any]:
+        """Rows of the left and of the right table (None: the left one), wherever they are."""
+        if self.stored is not None:
+            return self.stored
+        return self.left.rows, None if self.right is None else self.right.rows
 
 
 def table_bytes(table: Path, against: Path | None) -> int:
@@ -161,3 +168,39 @@ def scoring_plan(
         told["pair_bytes_read"] += pair_bytes
         told["bytes_read"] += pair_bytes
     return {**told, "memory": budget}
+
+
+def matrix_plan(tables: Tables, memory: str | int | None, form: str, k: int) -> Summary:
+    """Return what walking all pairs will do, in plain numbers.
+
+    Parameters
+    ----------
+    tables : with their rows left in the file.
+    memory : what was asked for.
+    form, k : of the result.
+
+    Returns
+    -------
+    plan : as `scoring_plan` has it, as far as it is known before the pairs are.
+    """
+    from fastpair.block_pairs import BlockPairs
+
+    assert tables.stored is not None
+    left, right = tables.stored
+    budget = memory_budget(memory)
+    stored = [one for one in tables.stored if one is not None]
+    rows = sum(len(one) * one.shape[1] for one in stored)
+    told: Summary = {"in_memory": True, "blocks": 1, "chunks": 0, "passes": 1.0}
+    read = rows
+    if sum(one.path.stat().st_size for one in stored) + LEAST_MEMORY > budget:
+        pairs = BlockPairs(lambda *_: None, left, right, tables.left.plan, tables.budget)
+        read = pairs.rows_read(form, k) * left.shape[1]
+        told = {"in_memory": False, **pairs.shape(form, k), "passes": round(read / max(1, rows), 2)}
+    return {
+        **told,
+        "pairs": len(left) * len(right or left),
+        "table_bytes": rows,
+        "table_bytes_read": read,
+        "bytes_read": read,
+        "memory": budget,
+    }
