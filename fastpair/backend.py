@@ -134,7 +134,7 @@ def in_order(
     return map(function, items) if threads == 1 else run_ordered(function, items, threads)
 
 
-def read_ahead(items: Iterable[_Item], depth: int = 1) -> Iterator[_Item]:
+def read_ahead(items: Iterable[_Item], depth: int = 1) -> Generator[_Item, None, None]:
     """Yield `items`, taken from their source by another thread, `depth` of them ahead of use."""
     source = iter(items)
     done = object()

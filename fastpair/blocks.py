@@ -186,7 +186,7 @@ class BlockFile:
         self._size = 0
         told = {name: str(value) for name, value in sorted(identity.items())}
         kept = {name: str(value) for name, value in sorted((watched or {}).items())}
-        self.identity = told
+        self.identity, self.watched = told, kept
         try:
             with writing(self.path):
                 begun = self._unfinished() if suffix == PARTIAL else None

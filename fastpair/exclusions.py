@@ -161,10 +161,11 @@ class PairsWithoutExcluded:
         ------
         first, scores, indices : as `fastpair.matrix.AllPairs.top_k`; short rows end in NaN and -1.
         """
-        row_bytes = 12 * k + self._left.shape[1]
+        row_bytes = 12 * k + 2 * self._left.shape[1]
         step = int(min(ROWS_AT_ONCE, max(1, self._memory // 4 // row_bytes)))
         for first in range(self.start, len(self._left), step):
             last = min(first + step, len(self._left))
+            group = self._left[first:last]  # a copy where rows stay in their file
             counts = self._excluded.counts(first, last)
             levels = np.ceil(np.log2(counts + 1)).astype(np.int64)
             scores = np.full((last - first, k), np.nan, np.float32)
@@ -172,15 +173,17 @@ class PairsWithoutExcluded:
             for level in np.unique(levels):
                 rows = np.flatnonzero(levels == level)
                 asked = int(min(k + counts[rows].max(), len(self._right)))
-                for own, *best in self._best(first, rows, asked, k):
+                for own, *best in self._best(group, first, rows, asked, k):
                     width = best[0].shape[1]
                     scores[own, :width], indices[own, :width] = best
             yield first, scores, indices
 
-    def _best(self, first: int, rows: np.ndarray, asked: int, k: int) -> Iterator[Any]:
+    def _best(
+        self, group: np.ndarray, first: int, rows: np.ndarray, asked: int, k: int
+    ) -> Iterator[Any]:
         """Yield rows of a group (from `first` on) and the best of each, from `asked` best ones."""
         subset = aligned_empty((len(rows), self._left.shape[1]), np.uint8)
-        np.take(self._left, first + rows, axis=0, out=subset)
+        np.take(group, rows, axis=0, out=subset)
         room = max(LEAST_MEMORY, self._memory - self._memory // 4)
         self._walk = self._make(subset, self._right, room)
         for start, found, places in self._walk.top_k(asked):

@@ -257,7 +257,8 @@ class TableWriter(Output):
         overwrite: bool = False,
     ) -> None:
         self.count, self.dtype, self.written = count, plan.layout.dtype, 0
-        self.block_rows = max(1, CHECKED_BYTES // self.dtype.itemsize)
+        # whole pages, which rows of 64 bytes or more make up together
+        self.block_rows = max(1, CHECKED_BYTES // self.dtype.itemsize // 64 * 64)
         blocks = -(-count // self.block_rows)
         if ids is not None:
             ids = check_ids(ids, "ids", count)
@@ -328,7 +329,7 @@ class TableWriter(Output):
             with writing(self.path):
                 for number, piece in enumerate(_pieces(self.count, self.block_rows)):
                     block = np.empty((len(piece), self.dtype.itemsize), np.uint8)
-                    self.file["block_checksum"][number] = _load(block, piece, *place)
+                    self.file["block_checksum"][number] = load_rows(block, piece, *place)
         except BaseException:
             self.abandon()
             raise
@@ -339,13 +340,15 @@ def _pieces(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _load(block: np.ndarray, piece: range, descriptor: int, start: int) -> int:
+def load_rows(block: np.ndarray, piece: range, descriptor: int, start: int) -> int:
     """Read the bytes of the rows of a piece and give their checksum."""
     read_at(descriptor, block, start + piece.start * block.shape[1])
     return WRITTEN | zlib.crc32(block.data)
 
 
-def read_table(path: str | Path, *, random_access: bool = True, unknown: bool = False) -> Table:
+def read_table(
+    path: str | Path, *, random_access: bool = True, unknown: bool = False, rows: bool = True
+) -> Table:
     """Read a table.
 
     Parameters
@@ -355,6 +358,8 @@ def read_table(path: str | Path, *, random_access: bool = True, unknown: bool = 
         with their checksums; False maps the file, which suits reading in order.
     unknown : read the row of unknown ids too, where there is one, behind the others; needs
         `random_access`.
+    rows : False leaves the rows in the file, for `fastpair.stored_rows`: zeros that take no memory
+        stand for them.
 
     Returns
     -------
@@ -375,11 +380,15 @@ def read_table(path: str | Path, *, random_access: bool = True, unknown: bool = 
         dataset = file["rows"]
         if dataset.dtype != plan.layout.dtype or dataset.ndim != 1:
             raise ValueError("the type of its rows is not that of its plan")
-        own = _read_unknown(file, plan.layout.dtype) if unknown else np.empty(0, plan.layout.dtype)
-        rows = _read_rows(path, file, random_access, own)
+        own = read_unknown(file, plan.layout.dtype) if unknown else np.empty(0, plan.layout.dtype)
+        if rows:
+            content = _read_rows(path, file, random_access, own)
+        else:
+            shape = len(dataset) + len(own), dataset.dtype.itemsize
+            content = np.broadcast_to(np.uint8(0), shape)
         threshold = file.attrs.get("threshold")
         table = Table(
-            rows=rows,
+            rows=content,
             plan=plan,
             ids=_checked_ids(file),
             fingerprint=str(file.attrs["model_fingerprint"]),
@@ -389,7 +398,7 @@ def read_table(path: str | Path, *, random_access: bool = True, unknown: bool = 
             threshold=None if threshold is None else float(threshold),
             digest=_table_digest(file),
             calibration=_read_calibration(file),
-            isolated=_read_isolated(file, len(rows)),
+            isolated=_read_isolated(file, len(content)),
             unknown_row=len(dataset) if len(own) else None,
         )
         if table.ids is not None and len(table.ids) != table.count:
@@ -397,7 +406,7 @@ def read_table(path: str | Path, *, random_access: bool = True, unknown: bool = 
     return table
 
 
-def _read_unknown(file: h5py.File, dtype: np.dtype) -> np.ndarray:
+def read_unknown(file: h5py.File, dtype: np.dtype) -> np.ndarray:
     """The row of unknown ids, or none where the table has none."""
     if "unknown" not in file:
         return np.empty(0, dtype)
@@ -477,7 +486,7 @@ def _read_rows(path: Path, file: h5py.File, random_access: bool, last: np.ndarra
     try:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             found = pool.map(
-                lambda piece: _load(rows[piece.start : piece.stop], piece, descriptor, offset),
+                lambda piece: load_rows(rows[piece.start : piece.stop], piece, descriptor, offset),
                 pieces,
             )
             if list(found) != sums.tolist():

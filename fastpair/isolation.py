@@ -61,7 +61,12 @@ def without_isolated(
 
 
 def pack_rows(rows: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """Move the good rows (numbers, rising) of a table to its beginning; return that part of it."""
+    """Move the good rows (numbers, rising) of a table to its beginning; return that part of it.
+
+    Of rows that stay in their file the good ones are told.
+    """
+    if not isinstance(rows, np.ndarray):
+        return rows.only(good)
     for start in range(0, len(good), ROWS_MOVED):
         part = good[start : start + ROWS_MOVED]
         rows[start : start + len(part)] = rows[part]

@@ -18,7 +18,7 @@ from fastpair.kernels import Plan, cpu
 from fastpair.kernels.operands import MOST_BYTE_COLUMNS, Panels, operand_counts
 from fastpair.kernels.tile import FORMS, TILE_COLUMNS, TILE_ROWS
 from fastpair.scoring import PairScorer
-from fastpair.walk import Sides, Task, Triangle, choose_form
+from fastpair.walk import Shared, Sides, Task, Triangle, choose_form
 
 Progress = Callable[[int], None]
 """Called with the number of pairs that have been walked since the last call."""
@@ -56,6 +56,8 @@ class AllPairs:
     progress : called with numbers of pairs walked.
     scan : how `top_k` and `above` find what they rescore: "float32", "bfloat16", "int8", or None,
         the one that costs least on this machine. The result is the same.
+    shared : where these are parts of tables, what their dense values and the ends of their
+        histogram share with the other parts.
 
     Attributes
     ----------
@@ -73,6 +75,7 @@ class AllPairs:
         memory: int | str | None = None,
         progress: Progress | None = None,
         scan: str | None = None,
+        shared: Shared | None = None,
     ) -> None:
         if scan is not None and scan not in FORMS:
             raise ArgumentError(f"scan is {scan!r}, expected one of {', '.join(FORMS)} here")
@@ -88,7 +91,7 @@ class AllPairs:
         self.memory = memory_budget(memory)
         self.progress = progress or (lambda pairs: None)
         self.table = cpu.table_arguments(self.left, self.right, plan)
-        self._wanted_scan = scan
+        self._wanted_scan, self._shared = scan, shared
         self.scan, self.triangle = scan or "float32", False
 
     def _sides(self, **wanted: Any) -> Sides:
@@ -99,7 +102,8 @@ class AllPairs:
             self.scan = self._wanted_scan or choose_form(self.left, right, self.plan, **wanted)
         else:
             self.scan = "float32"
-        return Sides(self.left, right, self.plan, self.scan, self.threads, self.memory)
+        options = self.scan, self.threads, self.memory, None if wanted else self._shared
+        return Sides(self.left, right, self.plan, *options)
 
     def _walk(
         self, sides: Sides, first: int, last: int, work: Callable[[cpu.Walk, Task, np.ndarray], Any]
@@ -263,7 +267,8 @@ class AllPairs:
         """
         sides = self._sides()
         # A pair of one table is decided alike both ways round.
-        others = np.zeros(len(self.right), np.float32) if self.distinct else sides.right_slack()
+        alike = not self.distinct or (self._shared is not None and self._shared.one_table)
+        others = sides.right_slack() if alike else np.zeros(len(self.right), np.float32)
         # One group is used, one is filled; they are small, so that there is always one to write.
         for first, last in sides.groups(2 * 4 * len(self.right), start, _DENSE_BYTES):
             scores = np.empty((last - first, len(self.right)), dtype=np.float32)
@@ -291,23 +296,36 @@ class AllPairs:
         ------
         ArgumentError : bins is below 1, or there is no pair.
         """
-        if bins < 1:
-            raise ArgumentError(f"bins is {bins}, expected at least 1")
+        check_bins(bins)
         sides = self._sides()
+        ends = self.ends(sides)
+        edges = self.edges(ends, bins)
+        return edges, self.count(edges, ends, sides)
+
+    def ends(self, sides: Sides | None = None) -> tuple[float, float]:
+        """Return the least and the greatest raw score of a tile; infinite if there is no pair."""
+        sides = sides or self._sides()
         ranges = self._parts(sides, lambda walk, task, slack: cpu.scan_range(walk, task))
         least, greatest = np.float32(np.inf), np.float32(-np.inf)
         for low, high in ranges:
             least, greatest = min(least, low), max(greatest, high)
-        if least > greatest:
-            raise ArgumentError("there is no pair to count: the table has fewer than two rows")
-        ends = cpu.link_scores(np.array([least, greatest], dtype=np.float32), self.table)
-        edges = np.linspace(float(ends[0]), float(ends[1]), bins + 1).astype(np.float32)
+        return float(least), float(greatest)
+
+    def edges(self, ends: tuple[float, float], bins: int) -> np.ndarray:
+        """Return the edges (bins + 1,) float32 of equal bins between two raw scores."""
+        scores = cpu.link_scores(np.array(at_least_one_pair(ends), dtype=np.float32), self.table)
+        return np.linspace(float(scores[0]), float(scores[1]), bins + 1).astype(np.float32)
+
+    def count(
+        self, edges: np.ndarray, ends: tuple[float, float], sides: Sides | None = None
+    ) -> np.ndarray:
+        """Count all scores in bins of these edges, as `histogram` does: (bins,) int64."""
+        sides, bins = sides or self._sides(), len(edges) - 1
         looked_up: dict[float, tuple[tuple[np.float32, np.float32], np.ndarray]] = {}
 
         def count(walk: cpu.Walk, task: Task, slack: np.ndarray) -> np.ndarray:
             own, most = np.zeros(bins, dtype=np.int64), float(slack.max())
             if most not in looked_up:
-                ends = float(least), float(greatest)
                 looked_up[most] = histogram_cells(*ends, edges, most, self.table, _CELLS)
             cpu.scan_histogram(self.table, walk, task, edges, slack, *looked_up[most], own)
             return own
@@ -315,7 +333,7 @@ class AllPairs:
         counts = np.zeros(bins, dtype=np.int64)
         for own in self._parts(sides, count):
             counts += own
-        return edges, counts * 2 if self.triangle else counts
+        return counts * 2 if self.triangle else counts
 
     def _parts(
         self, sides: Sides, work: Callable[[cpu.Walk, Task, np.ndarray], Any]
@@ -540,22 +558,45 @@ class NetworkPairs:
 
     def histogram(self, bins: int = 100) -> tuple[np.ndarray, np.ndarray]:
         """Count all scores in equal bins, as `AllPairs.histogram`."""
-        if bins < 1:
-            raise ArgumentError(f"bins is {bins}, expected at least 1")
+        check_bins(bins)
+        ends = self.ends()
+        edges = self.edges(ends, bins)
+        return edges, self.count(edges, ends)
+
+    def ends(self) -> tuple[float, float]:
+        """Return the least and the greatest score."""
         least, greatest = np.inf, -np.inf
         for first, scores in self._scores():
             chosen = scores[self._off_diagonal(first, scores.shape)]
             least = min(least, chosen.min(initial=np.inf))
             greatest = max(greatest, chosen.max(initial=-np.inf))
-        if least > greatest:
-            raise ArgumentError("there is no pair to count: the table has fewer than two rows")
-        edges = np.linspace(least, greatest, bins + 1).astype(np.float32)
-        counts = np.zeros(bins, dtype=np.int64)
+        return least, greatest
+
+    def edges(self, ends: tuple[float, float], bins: int) -> np.ndarray:
+        """Return the edges of equal bins between two scores, as `AllPairs.edges`."""
+        return np.linspace(*at_least_one_pair(ends), bins + 1).astype(np.float32)
+
+    def count(self, edges: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+        """Count all scores in bins of these edges, as `AllPairs.count`."""
+        counts = np.zeros(len(edges) - 1, dtype=np.int64)
         for first, scores in self._scores():
             chosen = scores[self._off_diagonal(first, scores.shape)]
             inner = np.searchsorted(edges[1:-1], chosen, side="right")
-            counts += np.bincount(inner, minlength=bins)
-        return edges, counts
+            counts += np.bincount(inner, minlength=len(counts))
+        return counts
+
+
+def check_bins(bins: int) -> None:
+    """Refuse a number of bins that is none."""
+    if bins < 1:
+        raise ArgumentError(f"bins is {bins}, expected at least 1")
+
+
+def at_least_one_pair(ends: tuple[float, float]) -> tuple[float, float]:
+    """Return the ends of scores, or refuse to spread scores of which there is none."""
+    if ends[0] > ends[1]:
+        raise ArgumentError("there is no pair to count: the table has fewer than two rows")
+    return ends
 
 
 def all_pairs(

@@ -64,7 +64,7 @@ class PairScorer:
             right_rows = left_rows
         elif right_plan is not None:
             left_rows, right_rows, plan = meet(left_rows, plan, right_rows, right_plan)
-        self._score, self._kept = _worker(left_rows, right_rows, plan)
+        self._score, self._kept = row_scorer(left_rows, right_rows, plan)
 
     def __call__(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return the scores (m,) float32 of pairs of row numbers `left` and `right`, (m,) each.
@@ -116,13 +116,23 @@ class PairScorer:
         return [pool.submit(score, start) for start in range(0, len(scores), PAIRS_A_TASK)]
 
 
-def _worker(
-    left_rows: np.ndarray, right_rows: np.ndarray, plan: Plan
-) -> tuple[Callable[[np.ndarray, np.ndarray, np.ndarray], bool], object]:
-    """Return what fills the scores (m,) of left and right row numbers (m,), in any thread.
+RowScorer = Callable[[np.ndarray, np.ndarray, np.ndarray], bool]
+"""Fills the scores (m,) of left and right row numbers (m,), in any thread.
 
-    It returns False, and has read no such row, if it met a row number out of range. With it comes
-    what must be kept as long: kernels know addresses only.
+It returns False, and has read no such row, if it met a row number out of range.
+"""
+
+
+def row_scorer(
+    left_rows: np.ndarray,
+    right_rows: np.ndarray,
+    plan: Plan,
+    fields: tuple[np.ndarray | None, np.ndarray | None] | None = None,
+) -> tuple[RowScorer, object]:
+    """Return what scores rows of two tables, and what must be kept as long.
+
+    Kernels know addresses only. `fields` are those of both tables, as `separate_fields` gives them,
+    where the caller has them already.
     """
     if plan.network is not None:
         tables = NetworkTables(left_rows, right_rows, plan)
@@ -138,17 +148,19 @@ def _worker(
         return score_network, tables
     from fastpair.kernels import pairs  # Numba: only those who score wait for it
 
-    rows = left_rows, right_rows
-    left_fields = pairs.separate_fields(left_rows, plan)
-    same = right_rows is left_rows
-    right_fields = left_fields if same else pairs.separate_fields(right_rows, plan)
-    fields = None if left_fields is None or right_fields is None else (left_fields, right_fields)
-    table = pairs.table_arguments(*rows, plan, fields)
+    if fields is None:
+        left_fields = pairs.separate_fields(left_rows, plan)
+        same = right_rows is left_rows
+        fields = left_fields, left_fields if same else pairs.separate_fields(right_rows, plan)
+    rows, both = (left_rows, right_rows), None
+    if fields[0] is not None and fields[1] is not None:
+        both = fields[0], fields[1]
+    table = pairs.table_arguments(*rows, plan, both)
 
     def score(left: np.ndarray, right: np.ndarray, scores: np.ndarray) -> bool:
         return pairs.score_pairs(table, left, right, scores) < 0
 
-    return score, (rows, fields)
+    return score, (rows, both)
 
 
 def _wait(tasks: list[Future[None]]) -> None:
@@ -200,6 +212,22 @@ def meet(
     """
     if left_plan == right_plan:
         return left_rows, right_rows, left_plan
+    plan = common_plan(left_plan, right_plan)
+    scales = plan.segment_scales
+    tables = ((left_rows, left_plan), (right_rows, right_plan))
+    left, right = (
+        common_scales(rows, own, scales, rows if in_place else None) for rows, own in tables
+    )
+    return left, right, plan
+
+
+def common_plan(left_plan: Plan, right_plan: Plan) -> Plan:
+    """Return the plan of two tables that meet: the larger of each of their int8 scales.
+
+    Raises
+    ------
+    MismatchError : the plans differ in anything else.
+    """
     scales = tuple(
         max(pair) for pair in zip(left_plan.segment_scales, right_plan.segment_scales, strict=True)
     )
@@ -208,11 +236,7 @@ def meet(
         raise MismatchError(
             "the two tables were not made by one model in one precision: project both again"
         )
-    tables = ((left_rows, left_plan), (right_rows, right_plan))
-    left, right = (
-        common_scales(rows, own, scales, rows if in_place else None) for rows, own in tables
-    )
-    return left, right, plan
+    return plan
 
 
 def distance_form(plan: Plan) -> Callable[[np.ndarray], np.ndarray] | None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -72,6 +72,22 @@ def pack_side(
     return panels
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What walks of parts of two tables must share, so that their tiles are those of one walk.
+
+    Parameters
+    ----------
+    frame : of both whole tables.
+    greatest : sizes of all right rows, as of one; see `Sides.greatest`.
+    one_table : whether both sides are parts of one table.
+    """
+
+    frame: Frame
+    greatest: Panels
+    one_table: bool
+
+
 class Sides:
     """Both sides of a walk, packed in one form when they are needed.
 
@@ -83,6 +99,8 @@ class Sides:
     form : a name of `fastpair.kernels.tile.FORMS`.
     threads : number of threads.
     memory : bytes that panels and results may take.
+    shared : of the tables of which these are parts; None: they are whole.
+    frame : the same, where it alone is known.
     """
 
     def __init__(
@@ -93,6 +111,8 @@ class Sides:
         form: str,
         threads: int,
         memory: int,
+        shared: Shared | None = None,
+        frame: Frame | None = None,
     ) -> None:
         self.left, self.right = left, left if right is None else right
         self.distinct = right is not None
@@ -101,9 +121,10 @@ class Sides:
         self.row_bytes = 4 * (row_words(plan, form) + HEADER) + numbers
         self.chunk = _rows_within(memory // 2, self.row_bytes, TILE_COLUMNS)
         self.chunks = range(0, max(1, len(self.right)), self.chunk)
-        self._frame = make_frame(self.left, self.right, plan)
+        frame = shared.frame if shared else frame
+        self._frame = frame or make_frame(self.left, self.right, plan)
         self._kept: Panels | None = None
-        self._greatest: Panels | None = None
+        self._greatest: Panels | None = shared.greatest if shared else None
 
     def _pack(self, rows: np.ndarray, side: str) -> Panels:
         shared = self.plan, self._frame, self.threads, self.memory
@@ -140,17 +161,10 @@ class Sides:
             self._kept = packed
         return packed
 
-    def _right_greatest(self) -> Panels:
+    def greatest(self) -> Panels:
         """The greatest sizes of all right rows, as of one: they bound every tile of a left row."""
         if self._greatest is None:
-            names = ("size", "length", "norm", "error", "drift")
-            greatest = np.zeros((len(names), 1))
-            for chunk in self.chunks:
-                side = self._right_side(chunk)
-                for own, name in zip(greatest, names, strict=True):
-                    np.maximum(own, getattr(side, name).max(initial=0), out=own)
-                del side  # before the next one is packed
-            self._greatest = Panels(np.empty((0, 0)), self.form, "right", *greatest)
+            self._greatest = greatest_of(self._right_side(chunk) for chunk in self.chunks)
         return self._greatest
 
     def left_side(self, first: int, last: int, raised: bool = False) -> tuple[Panels, np.ndarray]:
@@ -159,14 +173,14 @@ class Sides:
         With `raised`, tiles tell upper bounds.
         """
         side = self._pack(self.left[first:last], "left")
-        bound = tile_bound(side, self._right_greatest(), self.plan)
+        bound = tile_bound(side, self.greatest(), self.plan)
         if raised:
             raise_biases(side, bound)
         return side, bound
 
     def right_slack(self) -> np.ndarray:
         """Return (n',) float32: what `left_side` tells of left rows, of the right rows."""
-        greatest = self._right_greatest()
+        greatest = self.greatest()
         parts = [tile_bound(self._right_side(chunk), greatest, self.plan) for chunk in self.chunks]
         return np.concatenate(parts)
 
@@ -227,6 +241,18 @@ class Sides:
         block = min(block, max(share // _BOTH_WIDTHS, _LEAST_BLOCK) * _BOTH_WIDTHS)
         walk = self._meet(left, right, (0, 0), True)
         return Triangle(walk, (left, right), bounds, block, self.threads)
+
+
+def greatest_of(parts: Iterable[Panels]) -> Panels:
+    """Return the greatest sizes of all rows of some right sides, as of one row."""
+    names = ("size", "length", "norm", "error", "drift")
+    greatest, form = np.zeros((len(names), 1)), "float32"
+    for side in parts:
+        form = side.form
+        for own, name in zip(greatest, names, strict=True):
+            np.maximum(own, getattr(side, name).max(initial=0), out=own)
+        del side  # before the next one is packed
+    return Panels(np.empty((0, 0)), form, "right", *greatest)
 
 
 class Triangle:

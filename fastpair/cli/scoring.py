@@ -26,10 +26,12 @@ from fastpair.cli.shared import (
     own_head_option,
     pair_column_options,
     path_type,
+    plan_option,
     read_options,
     reading_options,
     resume_option,
     short,
+    show_plan,
     spelled,
     threads_option,
 )
@@ -68,6 +70,7 @@ from fastpair.cli.shared import (
 @memory_option
 @device_options
 @overwrite_option
+@plan_option
 @reading_options
 @json_option
 def score(as_json: bool, output: Path, **options: Any) -> None:
@@ -79,6 +82,9 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
     from fastpair import jobs
 
     options["reading"] = read_options(options)
+    if options["plan"]:
+        show_plan(jobs.score(output=output, **options), as_json)
+        return
     with Meter("pairs") as meter:
         summary = jobs.score(output=output, progress=meter, expect=meter.expect, **options)
     kept = "" if summary["kept"] == summary["pairs"] else f", {summary['kept']} kept"
@@ -126,6 +132,7 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
 @memory_option
 @device_options
 @overwrite_option
+@plan_option
 @reading_options
 @json_option
 def matrix(as_json: bool, output: Path, **options: Any) -> None:
@@ -155,6 +162,9 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
     from fastpair import jobs
 
     options["reading"] = read_options(options)
+    if options["plan"]:
+        show_plan(jobs.matrix(output=output, **options), as_json)
+        return
     with Meter("pairs") as meter:
         summary = jobs.matrix(output=output, progress=meter, expect=meter.expect, **options)
     finish(
@@ -169,6 +179,7 @@ def _look_up(as_json: bool, output: Path, soft: Summary, options: Summary) -> No
     """Answer `fastpair matrix --lookup`."""
     refused = {"dense", "histogram", "bins", "compression", "resume", "device_memory", "exclude"}
     refused |= {"left_column", "right_column", "keys", "separator", "header", "follow_links"}
+    refused |= {"plan"}
     for name in sorted(refused & given_options()):
         raise click.UsageError(f"{spelled(name)} does not go with --lookup")
     options = {name: value for name, value in options.items() if name not in refused}

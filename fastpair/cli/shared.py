@@ -130,6 +130,40 @@ memory_option = click.option(
     "--memory", metavar="SIZE", help="Memory to use, such as 2GiB.  [default: 80 % of what is free]"
 )
 
+plan_option = click.option(
+    "--plan", is_flag=True, help="Print what would be read, written and held, and do nothing."
+)
+
+
+def show_plan(plan: Summary, as_json: bool) -> None:
+    """Print what a run would do; see docs/scaling.md."""
+    if as_json:
+        finish(plan, True)
+        return
+    click.echo(f"{plan['pairs']} pairs of tables of {size(plan['table_bytes'])}")
+    if plan["in_memory"]:
+        click.echo(f"memory: the tables fit into {size(plan['memory'])}, they are read once")
+    else:
+        click.echo(
+            f"memory: {size(plan['memory'])} hold one of {plan['blocks']} blocks of rows, past "
+            f"which {plan['chunks']} chunks are read; tables are read {plan['passes']} times"
+        )
+    parts = [("tables", "table_bytes_read"), ("pairs", "pair_bytes_read")]
+    parts += [("pairs by block", "sorting_bytes_read")]
+    shown = ", ".join(f"{size(plan[name])} of {what}" for what, name in parts if plan.get(name))
+    click.echo(f"reads: at most {size(plan['bytes_read'])}: {shown}")
+    if "bytes_written" in plan:
+        click.echo(f"writes: {size(plan['bytes_written'])}; disk needed: {size(plan['disk'])}")
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people read it: 1.5 GiB."""
+    value, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "bytes" else f"{value:.1f} {units[0]}"
+
+
 device_options = options_together(
     click.option(
         "--device",

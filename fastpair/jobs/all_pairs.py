@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastpair.backend import LEAST_MEMORY
+from fastpair.block_pairs import BlockPairs
 from fastpair.compression import check_filter
 from fastpair.device import LEAST_WALKED, Choice, pick
 from fastpair.errors import ArgumentError, MemoryBudgetError
 from fastpair.files import Table
 from fastpair.formats import AS_FOUND, ReadOptions
+from fastpair.jobs.by_blocks import Tables, matrix_plan, read_or_leave
 from fastpair.jobs.inputs import (
     LINKS_BY_DEVICE,
     Count,
@@ -23,7 +25,6 @@ from fastpair.jobs.inputs import (
     digest_of_kernels,
     file_fingerprint,
     ignore,
-    load_tables,
     table_sizes,
 )
 from fastpair.kernels import Plan
@@ -58,6 +59,7 @@ def matrix(
     device_memory: str | int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    plan: bool = False,
     progress: Count = ignore,
     expect: Callable[[int | None], None] | None = None,
 ) -> Summary:
@@ -76,6 +78,8 @@ def matrix(
         same on every device.
     device_memory : what may be allocated on each GPU; default 90 % of what is free there.
     resume : go on with what an interrupted run left; a histogram begins anew.
+    plan : return what the run would do, see `fastpair.jobs.by_blocks.matrix_plan`; nothing is
+        scored or written.
 
     Returns
     -------
@@ -106,9 +110,14 @@ def matrix(
     check_output(output, overwrite=overwrite, inputs=inputs)
     on_device = device_bytes(device, device_memory)
     begun = time.perf_counter()
-    left, right, budget = load_tables(table, against, memory, either_way=True)
+    tables = read_or_leave(
+        table, against, memory, device, either_way=True, beside=LEAST_MEMORY, leave=plan
+    )
+    left, right, budget = tables.left, tables.right, tables.budget
     both = right or left
     walked = len(left.rows) * len(both.rows)
+    if plan:
+        return matrix_plan(tables, memory, form, top_k or 0)
     if expect is not None:
         expect(walked * (2 if histogram else 1))
     if budget < LEAST_MEMORY:
@@ -127,15 +136,15 @@ def matrix(
         budget = max(LEAST_MEMORY, budget - left_out.keys.nbytes)
         identity["exclude"] = file_fingerprint(exclude)
         identity["reading of exclude"] = f"{sorted(named.items())}, {reading}"
-    choice = pick(device, pairs=walked, least=LEAST_WALKED)
+    choice = pick(device, pairs=walked, least=LEAST_WALKED) if not tables.stored else Choice()
 
-    def walk(rows: np.ndarray, right_rows: np.ndarray | None, room: int) -> Any:
-        options: Summary = {"threads": threads, "memory": room, "progress": progress}
+    def walk(rows: np.ndarray, right_rows: np.ndarray | None, room: int, **more: Any) -> Any:
+        options: Summary = {"threads": threads, "memory": room, "progress": progress, **more}
         # walks that go on side by side share the device as they share the memory here
         share = None if on_device is None else max(1, on_device * room // budget)
         return _all_pairs(choice, rows, right_rows, left.plan, share, **options)
 
-    remaining = _walk_from(walk, left, right, budget, left_out, progress)
+    remaining = _walk_from(walk, tables, budget, left_out, progress)
     by_device = dense or left.plan.link in LINKS_BY_DEVICE  # other bits on another device
     target = MatrixOutput(
         path=output,
@@ -189,9 +198,8 @@ def matrix(
 
 
 def _walk_from(
-    walk: Callable[[np.ndarray, np.ndarray | None, int], Any],
-    left: Table,
-    right: Table | None,
+    walk: Callable[..., Any],
+    tables: Tables,
     budget: int,
     left_out: Exclusions | None,
     progress: Count,
@@ -199,7 +207,8 @@ def _walk_from(
     """Return what gives all pairs from a left row on, isolated rows and exclusions left out."""
     from fastpair.isolation import PairsWithoutIsolated
 
-    others = None if right is None else right.rows
+    left, right = tables.left, tables.right
+    rows, others = tables.rows
     isolated = (left.isolated, left.isolated if right is None else right.isolated)
     excluded = left_out
     finite = all(mask is None for mask in isolated)
@@ -207,19 +216,25 @@ def _walk_from(
         kept = [None if mask is None else ~mask for mask in isolated]
         excluded = left_out.among_kept((kept[0], kept[1]))
 
-    def from_row(rows: np.ndarray, right_rows: np.ndarray | None, start: int) -> Any:
+    def by_blocks(rows: Any, right_rows: Any, room: int, start: int = 0) -> Any:
+        return BlockPairs(walk, rows, right_rows, left.plan, room, start, progress)
+
+    def from_row(rows: Any, right_rows: Any, start: int) -> Any:
         if excluded is None:
+            if tables.stored is not None:
+                return by_blocks(rows, right_rows, budget, start)
             return RemainingPairs(walk, rows, right_rows, budget, start)
         from fastpair.exclusions import PairsWithoutExcluded
 
         every = rows if right_rows is None else right_rows
-        return PairsWithoutExcluded(walk, rows, every, excluded, budget, start)
+        make = walk if tables.stored is None else by_blocks
+        return PairsWithoutExcluded(make, rows, every, excluded, budget, start)
 
     def remaining(start: int) -> Any:
         progress(start * len((right or left).rows))
         if finite:
-            return from_row(left.rows, others, start)
-        return PairsWithoutIsolated(from_row, left.rows, others, isolated, start)
+            return from_row(rows, others, start)
+        return PairsWithoutIsolated(from_row, rows, others, isolated, start)
 
     return remaining
 

@@ -147,19 +147,24 @@ def load_tables(
     left = read_table(paths[0], unknown=unknown)
     right = read_table(paths[1], unknown=unknown) if against is not None else None
     if right is not None:
-        if right.fingerprint != left.fingerprint:
-            raise MismatchError(
-                f"{against} was made by the model {right.model_name!r} and {table} by "
-                f"{left.model_name!r}: project both with one model"
-            )
+        check_models(table, left, against, right)
         rows = meet(left.rows, left.plan, right.rows, right.plan, in_place=True)
         left = replace(left, rows=rows[0], plan=rows[2])
         right = replace(right, rows=rows[1], plan=rows[2])
-    _check_sides(table, left, right, either_way)
+    check_sides(table, left, right, either_way)
     return left, right, budget - sum(sizes)
 
 
-def _check_sides(path: Path, left: Table, right: Table | None, either_way: bool) -> None:
+def check_models(table: Path, left: Table, against: Path | None, right: Table) -> None:
+    """Refuse two tables that were not made by one model."""
+    if right.fingerprint != left.fingerprint:
+        raise MismatchError(
+            f"{against} was made by the model {right.model_name!r} and {table} by "
+            f"{left.model_name!r}: project both with one model"
+        )
+
+
+def check_sides(path: Path, left: Table, right: Table | None, either_way: bool) -> None:
     """Refuse tables of a model of two sides that are not one of each side, left first."""
     sides = (left.side, (right or left).side)
     turned = either_way and sides == ("right", "left")
@@ -172,11 +177,9 @@ def _check_sides(path: Path, left: Table, right: Table | None, either_way: bool)
 
 def table_sizes(left: Table, right: Table | None) -> Summary:
     """Return what a plan of larger runs is fitted to: bytes of a row, and of the tables."""
-    rows = [left.rows] if right is None else [left.rows, right.rows]
-    return {
-        "row_bytes": left.plan.layout.row_bytes,
-        "table_bytes": sum(one.nbytes for one in rows),
-    }
+    row_bytes = left.plan.layout.row_bytes
+    rows = left.count + (0 if right is None else right.count)
+    return {"row_bytes": row_bytes, "table_bytes": rows * row_bytes}
 
 
 def file_fingerprint(path: Path) -> str:

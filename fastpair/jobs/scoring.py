@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastpair.backend import LEAST_MEMORY, thread_count
+from fastpair.blockwise import BlockwiseScorer
+from fastpair.buckets import check_buckets, discard_buckets
 from fastpair.compression import check_filter, write_compressed
 from fastpair.device import Choice, pick
 from fastpair.errors import ArgumentError, DataError, MemoryBudgetError
 from fastpair.files import Table
 from fastpair.formats import AS_FOUND, ReadOptions
+from fastpair.jobs.by_blocks import Tables, read_or_leave, run_identity, scoring_plan
 from fastpair.jobs.inputs import (
     LINKS_BY_DEVICE,
     Count,
@@ -27,7 +30,6 @@ from fastpair.jobs.inputs import (
     file_fingerprint,
     file_time,
     ignore,
-    load_tables,
     prepare_kernels,
     table_sizes,
 )
@@ -79,6 +81,7 @@ def score(
     device_memory: str | int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    plan: bool = False,
     progress: Count = ignore,
     expect: Callable[[int | None], None] | None = None,
 ) -> Summary:
@@ -104,6 +107,8 @@ def score(
     resume : go on with what an interrupted run left. It may go on with another device: a pair has
         the same bits on all of them, except under the links exponential and negative_arcosh, whose
         library functions differ; there the kind of device is part of what a run is.
+    plan : return what the run would do, see `fastpair.jobs.by_blocks.scoring_plan`; nothing is
+        scored or written.
 
     Returns
     -------
@@ -130,6 +135,7 @@ def score(
             raise ArgumentError(f"--compression {compression} is for HDF5, and {output} is none")
     inputs = [Path(path) for path in (table, pairs, against) if path is not None]
     check_output(output, overwrite=overwrite, inputs=inputs)
+    check_buckets(output, inputs, resume=resume, overwrite=overwrite or plan)
     on_device = device_bytes(device, device_memory)
     if resume and is_stream(Path(pairs)):
         raise ArgumentError(f"--resume needs a pair file, but {pairs} can be read only once")
@@ -138,7 +144,9 @@ def score(
     preparing = threading.Thread(target=prepare_kernels, name="fastpair-prepare")
     preparing.start()  # takes the interpreter half a second, in which tables are read
     stand_in = unknown in (None, "mean")
-    left, right, budget = load_tables(table, against, memory, unknown=stand_in)
+    files: Summary = {"table": table, "against": against, "memory": memory, "unknown": stand_in}
+    tables = read_or_leave(**files, device=device, leave=plan)
+    left, right = tables.left, tables.right
     both = right or left
     unknown, unknown_rows = _unknown_ids(unknown, left, both)
     unit, written = _written_as(table, left, probability, decision, distance)
@@ -156,11 +164,23 @@ def score(
         unknown_rows=unknown_rows,
         options=reading,
     )
-    choice = pick(device, pairs=source.count)
-    room = _check_room(budget, source, thread_count(threads), len(choice.runtimes))
+    if plan:
+        again = suffix is not None or min_score is not None
+        return scoring_plan(tables, source, memory, threads, again=again)
+    choice = Choice() if tables.stored else pick(device, pairs=source.count)
+    room, counted = tables.budget, (thread_count(threads), len(choice.runtimes))
+    if tables.stored is None:
+        beside = bytes_beside(source, *counted)
+        if beside > room and device in ("auto", "cpu"):  # the tables alone would fit
+            del left, right, both
+            tables = read_or_leave(**files, device=device, leave=True)
+            left, right, choice = tables.left, tables.right, Choice()
+            both = right or left
+        else:
+            room = _check_room(room, beside)
     if expect is not None:
         expect(source.count)
-    scorer = _pair_scorer(choice, left, right, threads, on_device, room)
+    scorer = _pair_scorer(choice, tables, threads, on_device, room)
     identity = {
         "table": left.digest,
         "right table": "the same" if right is None else right.digest,
@@ -191,8 +211,18 @@ def score(
     ) as file:
         try:
             isolated = (left.isolated, both.isolated)
-            walked = _score_blocks(file, source, scorer, written, progress, isolated, unknown_rows)
-            resumed, strange = walked
+            common: Summary = {
+                "progress": progress,
+                "isolated": isolated,
+                "unknown_rows": unknown_rows,
+            }
+            if isinstance(scorer, BlockwiseScorer):
+                run: Summary = {"output": output, "identity": run_identity(file), "resume": resume}
+                resumed, strange, told = scorer.fill(file, source, written, **run, **common)
+            else:
+                discard_buckets(output)  # of a run that began with less memory
+                resumed, strange = _score_blocks(file, source, scorer, written, **common)
+                told = {}
         except DataError:
             file.discard()  # no resume can mend the pair file
             raise
@@ -220,6 +250,7 @@ def score(
         "unit": unit,
         "keys": source.keys,
         "unknown": strange,
+        **({"by_blocks": told} if told else {}),
         "notes": [note for note in notes if note],
     }
 
@@ -242,25 +273,27 @@ def _unknown_ids(
 
 def _pair_scorer(
     choice: Choice,
-    left: Table,
-    right: Table | None,
+    tables: Tables,
     threads: int | None,
     device_memory: int | None,
     room: int,
-) -> PairScorer | GpuPairScorer:
+) -> PairScorer | GpuPairScorer | BlockwiseScorer:
     """Return what scores pairs on the chosen device; on GPUs, `room` bytes may sort pairs."""
-    tables = (
+    if tables.stored is not None:
+        return BlockwiseScorer(tables.stored, memory=tables.budget, threads=threads)
+    left, right = tables.left, tables.right
+    rows = (
         left.rows,
         left.plan,
         None if right is None else right.rows,
         None if right is None else right.plan,
     )
     if not choice.runtimes:
-        return PairScorer(*tables, threads=threads)
+        return PairScorer(*rows, threads=threads)
     from fastpair.gpu_scoring import GpuPairScorer
 
     return GpuPairScorer(
-        *tables,
+        *rows,
         devices=choice.runtimes,
         device_memory=device_memory,
         memory=max(LEAST_MEMORY, room),
@@ -314,12 +347,16 @@ def score_forms(path: Path, table: Table) -> Iterator[Callable[[np.ndarray], np.
             yield _written_as(path, table, probability, False, distance)[1]
 
 
-def _check_room(budget: int, source: PairSource, threads: int, gpus: int = 0) -> int:
-    """Return the bytes left beside the tables and blocks of pairs, or refuse the run."""
+def bytes_beside(source: PairSource, threads: int, gpus: int = 0) -> int:
+    """Return the bytes that blocks of pairs need beside tables in memory."""
     # each GPU has three blocks in its buffers, and those of the next ones wait
     blocks = BLOCKS_UNDER_WAY + BLOCKS_A_GPU * gpus
     needed = min(source.count, SCORE_BLOCK) * (source.bytes_a_pair() + 4) * blocks
-    needed += source.reading_bytes(threads)
+    return needed + source.reading_bytes(threads)
+
+
+def _check_room(budget: int, needed: int) -> int:
+    """Return the bytes left beside the tables and blocks of pairs, or refuse the run."""
     if needed > budget:
         raise MemoryBudgetError(
             f"blocks of pairs need {needed} bytes beside the tables, but --memory leaves {budget}: "

@@ -1,0 +1,219 @@
+"""Rows of a table that stay in their file: read in order, in large pieces, into given memory.
+
+Where the system can, they go past its page cache: a table that does not fit into memory is gone
+from there before it is read again, and would only drive out what is of use.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+import h5py
+import numpy as np
+
+from fastpair.errors import FileError
+from fastpair.files import load_rows, read_unknown
+from fastpair.folding import common_scales
+from fastpair.hdf5 import PAGE, open_hdf5, reading
+from fastpair.kernels import Plan, aligned_empty
+from fastpair.staging import read_at
+
+SOME_BYTES = 1 << 22
+"""Bytes of rows that are read together where some of them are left out."""
+
+READERS = 4
+"""Threads that read side by side: a disk answers several questions sooner than one."""
+
+
+class StoredRows:
+    """The rows of a table, read part by part; what is read first is compared with its checksum.
+
+    To be used in a `with` statement, or closed.
+
+    Parameters
+    ----------
+    path : a table.
+    plan : what its rows are brought to: its own plan, or that of two int8 tables that meet.
+    own_plan : the plan of the file.
+    unknown : whether the row of unknown ids, if there is one, follows the others.
+
+    Attributes
+    ----------
+    shape : (rows, row_bytes), as of an array.
+    step : rows that are checked together; parts should begin at a multiple of it.
+    bytes_read : bytes of rows that were read so far.
+    """
+
+    def __init__(self, path: str | Path, plan: Plan, own_plan: Plan, *, unknown: bool) -> None:
+        self.path, self.plan, self._own_plan = Path(path), plan, own_plan
+        self.bytes_read = 0
+        self._lock = threading.Lock()
+        self._file: h5py.File | None = None
+        with open_hdf5(self.path) as file:
+            dataset, dtype = file["rows"], plan.layout.dtype
+            self._offset = dataset.id.get_offset()
+            self._count = len(dataset)
+            self._last = read_unknown(file, dtype) if unknown else np.empty(0, dtype)
+            self._sums = file["block_checksum"][:]
+            self.step = int(file.attrs["checksum_rows"])
+        self._checked = np.zeros(len(self._sums), bool)
+        self.shape = (self._count + len(self._last), dtype.itemsize)
+        if self._offset is None and self._count:  # repacked by some tool, perhaps compressed
+            self._file = h5py.File(self.path, "r")
+        self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._direct = _open_direct(self.path)
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="fastpair-rows")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def load(self, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+        """Read rows `start` to `stop` into the beginning of `out`; return that part of it.
+
+        Parameters
+        ----------
+        start, stop : row numbers; whole pieces of `step` rows are compared with their checksums.
+        out : (at least stop - start, row_bytes) uint8, C-contiguous.
+
+        Raises
+        ------
+        FileError : the file ends too early, or its rows do not agree with their checksums.
+        """
+        rows = out[: stop - start]
+        stored = rows[: max(0, min(stop, self._count) - start)]
+        if len(stored):
+            with reading(self.path):
+                self._read(start, stored)
+        if stop > self._count:
+            rows[len(stored) :] = self._last.view(np.uint8).reshape(-1, self.shape[1])
+        if self.plan != self._own_plan:
+            common_scales(rows, self._own_plan, self.plan.segment_scales, rows)
+        return rows
+
+    def __getitem__(self, wanted: slice) -> np.ndarray:
+        """Return a copy of some rows: of a range, or single ones that are apart."""
+        return _copy(self, wanted)
+
+    def only(self, numbers: np.ndarray) -> SomeRows:
+        """Return the rows of these numbers (m,), which rise, as if there were no others."""
+        return SomeRows(self, numbers)
+
+    def _read(self, start: int, rows: np.ndarray) -> None:
+        if self._file is not None:
+            self._file["rows"].read_direct(
+                rows.reshape(-1).view(self._file["rows"].dtype),
+                np.s_[start : start + len(rows)],
+            )
+            self._count_bytes(rows.nbytes)
+            return
+        stop = start + len(rows)
+        firsts = [start, *range(-(-(start + 1) // self.step) * self.step, stop, self.step)]
+        pieces = [range(a, min(b, stop)) for a, b in zip(firsts, [*firsts[1:], stop], strict=True)]
+
+        def read(piece: range) -> None:
+            self._read_piece(piece, rows[piece.start - start : piece.stop - start])
+
+        if len(pieces) == 1:
+            read(pieces[0])
+            return
+        for _ in self._pool.map(read, pieces):
+            pass
+
+    def _read_piece(self, piece: range, rows: np.ndarray) -> None:
+        """Read rows of one checked piece; compare them, if they are all of it, the first time."""
+        number = piece.start // self.step
+        whole = piece.start == number * self.step and (
+            len(piece) == self.step or piece.stop == self._count
+        )
+        place = self._offset + piece.start * self.shape[1]
+        aligned = not (place | rows.nbytes | rows.ctypes.data) % PAGE
+        descriptor = self._direct if aligned and self._direct >= 0 else self._descriptor
+        if whole and not self._checked[number]:
+            if load_rows(rows, piece, descriptor, self._offset) != int(self._sums[number]):
+                raise FileError(
+                    f"{self.path} cannot be read: its rows do not agree with their checksums; "
+                    "make or fetch it again."
+                )
+            self._checked[number] = True
+        else:
+            read_at(descriptor, rows, place)
+        self._count_bytes(rows.nbytes)
+
+    def _count_bytes(self, count: int) -> None:
+        with self._lock:
+            self.bytes_read += count
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            self._pool.shutdown()
+            os.close(self._descriptor)
+            self._descriptor = -1
+            if self._direct >= 0:
+                os.close(self._direct)
+            if self._file is not None:
+                self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class SomeRows:
+    """Rows of a table, the others left out.
+
+    Parameters
+    ----------
+    rows : all rows.
+    numbers : (m,) int64, which ones, rising.
+    """
+
+    def __init__(self, rows: StoredRows, numbers: np.ndarray) -> None:
+        self.rows, self.numbers, self.step = rows, numbers, 1
+        self.shape = len(numbers), rows.shape[1]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def load(self, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+        """Read rows `start` to `stop` of these into the beginning of `out`, as `StoredRows`."""
+        step, done = max(1, SOME_BYTES // self.shape[1]), 0
+        wanted = self.numbers[start:stop]
+        while done < len(wanted):
+            first = int(wanted[done])
+            count = int(np.searchsorted(wanted, first + step)) - done
+            own = wanted[done : done + count]
+            memory = aligned_empty((int(own[-1]) + 1 - first, self.shape[1]), np.uint8)
+            all_rows = self.rows.load(first, int(own[-1]) + 1, memory)
+            np.take(all_rows, own - first, axis=0, out=out[done : done + count])
+            done += count
+        return out[: len(wanted)]
+
+    def __getitem__(self, wanted: slice) -> np.ndarray:
+        """Return a copy of some rows, as `StoredRows`."""
+        return _copy(self, wanted)
+
+
+def _copy(source: StoredRows | SomeRows, wanted: slice) -> np.ndarray:
+    start, stop, step = wanted.indices(len(source))
+    numbers = range(start, stop, step)
+    rows = aligned_empty((len(numbers), source.shape[1]), np.uint8)
+    if step == 1:
+        return source.load(start, stop, rows)
+    for place, number in enumerate(numbers):  # samples are few
+        source.load(number, number + 1, rows[place : place + 1])
+    return rows
+
+
+def _open_direct(path: Path) -> int:
+    """Open a file so that reads go past the page cache; -1 where that cannot be."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except (OSError, AttributeError):
+        return -1
