@@ -41,6 +41,8 @@ _DENSE_BYTES = 1 << 27
 
 _HIT_BYTES = 8 + 8 + 4 + 8 + 4
 
+NO_PAIR = "there is no pair to count: the table has fewer than two rows"
+
 
 class AllPairs:
     """All pairs of the rows of one table, or of a left and a right table.
@@ -256,16 +258,17 @@ class AllPairs:
 
     # --- dense and histogram ---
 
-    def dense(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    def dense(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, (rows, n') float32): the tiles' scores of every pair.
 
-        Those of one table are symmetric to the last bit. The first row of all is `start`.
+        Those of one table are symmetric to the last bit. Rows go from `start` to `stop`, or to the
+        last one.
         """
         sides = self._sides()
         # A pair of one table is decided alike both ways round.
         others = np.zeros(len(self.right), np.float32) if self.distinct else sides.right_slack()
         # One group is used, one is filled; they are small, so that there is always one to write.
-        for first, last in sides.groups(2 * 4 * len(self.right), start, _DENSE_BYTES):
+        for first, last in sides.groups(2 * 4 * len(self.right), start, _DENSE_BYTES, stop):
             scores = np.empty((last - first, len(self.right)), dtype=np.float32)
 
             def scan(
@@ -294,12 +297,41 @@ class AllPairs:
         if bins < 1:
             raise ArgumentError(f"bins is {bins}, expected at least 1")
         sides = self._sides()
-        ranges = self._parts(sides, lambda walk, task, slack: cpu.scan_range(walk, task))
+        return self.counted(bins, *self.extremes(sides=sides), sides=sides)
+
+    def extremes(
+        self, rows: tuple[int, int] | None = None, *, sides: Sides | None = None
+    ) -> tuple[float, float]:
+        """Return the least and the greatest raw score of all pairs, or of those of some left rows.
+
+        Infinity and minus infinity where there is no pair. Parameters are those of `counted`.
+        """
+        sides = sides or self._sides()
+        ranges = self._parts(sides, lambda walk, task, slack: cpu.scan_range(walk, task), rows)
         least, greatest = np.float32(np.inf), np.float32(-np.inf)
         for low, high in ranges:
             least, greatest = min(least, low), max(greatest, high)
+        return float(least), float(greatest)
+
+    def counted(
+        self,
+        bins: int,
+        least: float,
+        greatest: float,
+        rows: tuple[int, int] | None = None,
+        *,
+        sides: Sides | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Count scores between two raw ones, which `extremes` told, as `histogram` does.
+
+        Parameters
+        ----------
+        rows : first and last of the left rows that count; None: all of them.
+        sides : what `_sides` gave before, so that it is not packed again.
+        """
         if least > greatest:
-            raise ArgumentError("there is no pair to count: the table has fewer than two rows")
+            raise ArgumentError(NO_PAIR)
+        sides = sides or self._sides()
         ends = cpu.link_scores(np.array([least, greatest], dtype=np.float32), self.table)
         edges = np.linspace(float(ends[0]), float(ends[1]), bins + 1).astype(np.float32)
         looked_up: dict[float, tuple[tuple[np.float32, np.float32], np.ndarray]] = {}
@@ -307,23 +339,29 @@ class AllPairs:
         def count(walk: cpu.Walk, task: Task, slack: np.ndarray) -> np.ndarray:
             own, most = np.zeros(bins, dtype=np.int64), float(slack.max())
             if most not in looked_up:
-                ends = float(least), float(greatest)
-                looked_up[most] = histogram_cells(*ends, edges, most, self.table, _CELLS)
+                looked_up[most] = histogram_cells(least, greatest, edges, most, self.table, _CELLS)
             cpu.scan_histogram(self.table, walk, task, edges, slack, *looked_up[most], own)
             return own
 
         counts = np.zeros(bins, dtype=np.int64)
-        for own in self._parts(sides, count):
+        for own in self._parts(sides, count, rows):
             counts += own
         return edges, counts * 2 if self.triangle else counts
 
     def _parts(
-        self, sides: Sides, work: Callable[[cpu.Walk, Task, np.ndarray], Any]
+        self,
+        sides: Sides,
+        work: Callable[[cpu.Walk, Task, np.ndarray], Any],
+        rows: tuple[int, int] | None,
     ) -> Iterator[Any]:
-        """Yield ``work(walk, task, slack)`` over all pairs; of one table, where it fits, once."""
-        self.triangle = sides.fits_triangle(4)
+        """Yield ``work(walk, task, slack)`` over all pairs; of one table, where it fits, once.
+
+        With `rows`, over the pairs of those left rows.
+        """
+        self.triangle = rows is None and sides.fits_triangle(4)
         if not self.triangle:
-            for first, last in sides.groups(8):
+            begin, end = rows or (0, None)
+            for first, last in sides.groups(8, begin, stop=end):
                 yield from self._walk(sides, first, last, work)
             return
         triangle = sides.triangle()
@@ -488,8 +526,8 @@ class NetworkPairs:
         self.progress = progress or (lambda pairs: None)
         self.scan, self.triangle = None, False
 
-    def _scores(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, scores (rows, n') float32) of groups of left rows from `start` on."""
+    def _scores(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, scores (rows, n') float32) of groups of left rows."""
         width = max(len(self.right), 1)
         bytes_a_pair = 4 * 8 + 2 * 4 + 3 * 8  # row numbers, scores, and what a reduction sorts
         step = self.memory // 2 // (width * bytes_a_pair)
@@ -499,8 +537,9 @@ class NetworkPairs:
                 "memory: allow more memory"
             )
         step = min(step, max(1, (1 << 22) // width))
-        for first in range(start, len(self.left), step):
-            rows = np.arange(first, min(first + step, len(self.left)))
+        end = len(self.left) if stop is None else stop
+        for first in range(start, end, step):
+            rows = np.arange(first, min(first + step, end))
             left, right = np.repeat(rows, len(self.right)), np.tile(np.arange(width), len(rows))
             scores = self.scorer(left, right[: len(left)]).reshape(len(rows), len(self.right))
             self.progress(scores.size)
@@ -534,24 +573,35 @@ class NetworkPairs:
             rows, columns = np.nonzero(hits)
             yield first, np.bincount(rows, minlength=len(scores)), columns, scores[rows, columns]
 
-    def dense(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    def dense(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, (rows, n') float32), as `AllPairs.dense`."""
-        return self._scores(start)
+        return self._scores(start, stop)
 
     def histogram(self, bins: int = 100) -> tuple[np.ndarray, np.ndarray]:
         """Count all scores in equal bins, as `AllPairs.histogram`."""
         if bins < 1:
             raise ArgumentError(f"bins is {bins}, expected at least 1")
+        return self.counted(bins, *self.extremes())
+
+    def extremes(self, rows: tuple[int, int] | None = None) -> tuple[float, float]:
+        """Return the least and the greatest score, as `AllPairs.extremes`."""
         least, greatest = np.inf, -np.inf
-        for first, scores in self._scores():
+        for first, scores in self._scores(*(rows or ())):
             chosen = scores[self._off_diagonal(first, scores.shape)]
-            least = min(least, chosen.min(initial=np.inf))
-            greatest = max(greatest, chosen.max(initial=-np.inf))
+            least = min(least, float(chosen.min(initial=np.inf)))
+            greatest = max(greatest, float(chosen.max(initial=-np.inf)))
+        return least, greatest
+
+    def counted(
+        self, bins: int, least: float, greatest: float, rows: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Count scores between two, as `AllPairs.counted`."""
         if least > greatest:
-            raise ArgumentError("there is no pair to count: the table has fewer than two rows")
-        edges = np.linspace(least, greatest, bins + 1).astype(np.float32)
+            raise ArgumentError(NO_PAIR)
+        ends = np.float32(least), np.float32(greatest)
+        edges = np.linspace(*ends, bins + 1).astype(np.float32)
         counts = np.zeros(bins, dtype=np.int64)
-        for first, scores in self._scores():
+        for first, scores in self._scores(*(rows or ())):
             chosen = scores[self._off_diagonal(first, scores.shape)]
             inner = np.searchsorted(edges[1:-1], chosen, side="right")
             counts += np.bincount(inner, minlength=bins)

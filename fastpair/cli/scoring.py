@@ -11,6 +11,7 @@ from fastpair.cli.shared import (
     BUILTIN_HELP,
     Meter,
     Summary,
+    cluster_options,
     commands,
     compression_option,
     dataset_option,
@@ -21,6 +22,7 @@ from fastpair.cli.shared import (
     keys_option,
     label_column_option,
     memory_option,
+    on_cluster,
     output_option,
     overwrite_option,
     own_head_option,
@@ -67,6 +69,7 @@ from fastpair.cli.shared import (
 @threads_option
 @memory_option
 @device_options
+@cluster_options
 @overwrite_option
 @reading_options
 @json_option
@@ -79,8 +82,9 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
     from fastpair import jobs
 
     options["reading"] = read_options(options)
-    with Meter("pairs") as meter:
-        summary = jobs.score(output=output, progress=meter, expect=meter.expect, **options)
+    with on_cluster(options) as cluster, Meter("pairs") as meter:
+        reports: Summary = {"progress": meter, "expect": meter.expect, "cluster": cluster}
+        summary = jobs.score(output=output, **reports, **options)
     kept = "" if summary["kept"] == summary["pairs"] else f", {summary['kept']} kept"
     finish(
         summary,
@@ -125,6 +129,7 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
 @threads_option
 @memory_option
 @device_options
+@cluster_options
 @overwrite_option
 @reading_options
 @json_option
@@ -155,8 +160,9 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
     from fastpair import jobs
 
     options["reading"] = read_options(options)
-    with Meter("pairs") as meter:
-        summary = jobs.matrix(output=output, progress=meter, expect=meter.expect, **options)
+    with on_cluster(options) as cluster, Meter("pairs") as meter:
+        told: Summary = {"progress": meter, "expect": meter.expect, "cluster": cluster}
+        summary = jobs.matrix(output=output, **told, **options)
     finish(
         summary,
         as_json,
@@ -169,6 +175,7 @@ def _look_up(as_json: bool, output: Path, soft: Summary, options: Summary) -> No
     """Answer `fastpair matrix --lookup`."""
     refused = {"dense", "histogram", "bins", "compression", "resume", "device_memory", "exclude"}
     refused |= {"left_column", "right_column", "keys", "separator", "header", "follow_links"}
+    refused |= {"scheduler", "workers", "consolidate"}
     for name in sorted(refused & given_options()):
         raise click.UsageError(f"{spelled(name)} does not go with --lookup")
     options = {name: value for name, value in options.items() if name not in refused}

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,43 @@ device_options = options_together(
         help="Memory to use on each GPU, such as 8GiB.  [default: 90 % of what is free there]",
     ),
 )
+
+cluster_options = options_together(
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Run on the Dask cluster of this scheduler, such as tcp://host:8786.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Run in N processes on this machine, which share --threads and --memory.",
+    ),
+    click.option(
+        "--consolidate",
+        is_flag=True,
+        help="On a cluster: write one file, as without a cluster, and no file over parts.",
+    ),
+)
+
+
+def on_cluster(options: dict[str, Any]) -> Any:
+    """Take the options of `cluster_options` out of those of a command.
+
+    Returns
+    -------
+    context : a ``with`` statement that gives what the command's function takes for `cluster`.
+    """
+    scheduler, workers = options.pop("scheduler"), options.pop("workers")
+    if (scheduler, workers) == (None, None):
+        if options["consolidate"]:
+            raise click.UsageError("--consolidate goes with --scheduler or --workers")
+        return nullcontext()
+    from fastpair.distributed import connected
+
+    shared = {name: options.get(name) for name in ("threads", "memory")}
+    return connected(scheduler, workers, device=options.get("device", "auto"), **shared)
 
 
 def _import_own_head(

@@ -6,8 +6,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -78,6 +79,8 @@ def score(
     device_memory: str | int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    cluster: Any = None,
+    consolidate: bool = False,
     progress: Count = ignore,
     expect: Callable[[int | None], None] | None = None,
 ) -> Summary:
@@ -103,6 +106,10 @@ def score(
     resume : go on with what an interrupted run left. It may go on with another device: a pair has
         the same bits on all of them, except under the links exponential and negative_arcosh, whose
         library functions differ; there the kind of device is part of what a run is.
+    cluster : a ``distributed.Client``, or what `fastpair.distributed.connected` gives: its workers
+        score, `threads` and `memory` are those of each task; see `fastpair.jobs.cluster_scoring`.
+    consolidate : write one file, equal to that of a run without a cluster, byte for byte; default:
+        HDF5 over part files beside it, and for ``.parquet`` a folder of files.
 
     Returns
     -------
@@ -129,55 +136,44 @@ def score(
             raise ArgumentError(f"--compression {compression} is for HDF5, and {output} is none")
     inputs = [Path(path) for path in (table, pairs, against) if path is not None]
     check_output(output, overwrite=overwrite, inputs=inputs)
-    on_device = device_bytes(device, device_memory)
+    if consolidate and cluster is None:
+        raise ArgumentError("--consolidate goes with --scheduler or --workers")
     if resume and is_stream(Path(pairs)):
         raise ArgumentError(f"--resume needs a pair file, but {pairs} can be read only once")
+    asked: Summary = {
+        "table": table,
+        "pairs": pairs,
+        "against": against,
+        "probability": probability,
+        "decision": decision,
+        "distance": distance,
+        "left_column": left_column,
+        "right_column": right_column,
+        "keys": keys,
+        "dataset": dataset,
+        "reading": reading,
+        "unknown": unknown,
+    }
+    if cluster is not None:
+        from fastpair.jobs.cluster_scoring import score_on_cluster
+
+        options: Summary = {"threads": threads, "memory": memory, "device": device}
+        options |= {"device_memory": device_memory, "resume": resume, "overwrite": overwrite}
+        options |= {"min_score": min_score, "compression": compression, "consolidate": consolidate}
+        return score_on_cluster(cluster, asked, output, progress, expect, **options)
+    on_device = device_bytes(device, device_memory)
     begun = time.perf_counter()
-    pairs = received(pairs)
+    asked["pairs"] = pairs = received(pairs)
     preparing = threading.Thread(target=prepare_kernels, name="fastpair-prepare")
     preparing.start()  # takes the interpreter half a second, in which tables are read
-    stand_in = unknown in (None, "mean")
-    left, right, budget = load_tables(table, against, memory, unknown=stand_in)
-    both = right or left
-    unknown, unknown_rows = _unknown_ids(unknown, left, both)
-    unit, written = _written_as(table, left, probability, decision, distance)
-    source = open_pairs(
-        pairs,
-        ids=left.ids,
-        count=left.count,
-        right_ids=both.ids,
-        right_count=both.count,
-        left_column=left_column,
-        right_column=right_column,
-        keys=keys,
-        dataset=dataset,
-        unknown="nan" if unknown == "nan" else "refuse",
-        unknown_rows=unknown_rows,
-        options=reading,
-    )
+    opened = open_scoring(**asked, memory=memory)
+    left, right, both, source = opened.left, opened.right, opened.both, opened.source
     choice = pick(device, pairs=source.count)
-    room = _check_room(budget, source, thread_count(threads), len(choice.runtimes))
+    room = check_room(opened.budget, source, thread_count(threads), len(choice.runtimes))
     if expect is not None:
         expect(source.count)
-    scorer = _pair_scorer(choice, left, right, threads, on_device, room)
-    identity = {
-        "table": left.digest,
-        "right table": "the same" if right is None else right.digest,
-        "pair file": file_fingerprint(pairs),
-        "columns": f"{source.names[0]}, {source.names[1]}, {source.keys}",
-        "unit": unit,
-        "dataset": str(dataset),
-        "reading": f"{reading}, unknown: {unknown}",
-        "kernels": digest_of_kernels(),
-        "device": choice.kind if left.plan.link in LINKS_BY_DEVICE else "any",
-    }
-    attributes: Summary = {
-        "unit": unit,
-        "model_fingerprint": left.fingerprint,
-        "two_tables": right is not None,
-    }
-    if decision:
-        attributes["threshold"] = left.threshold
+    scorer = pair_scorer(choice, left, right, threads, on_device, room)
+    identity, attributes = opened.identity(choice.kind), opened.attributes()
     scoring_begun = time.perf_counter()
     with ScoreFile(
         output,
@@ -189,9 +185,7 @@ def score(
         resume=resume,
     ) as file:
         try:
-            isolated = (left.isolated, both.isolated)
-            walked = _score_blocks(file, source, scorer, written, progress, isolated, unknown_rows)
-            resumed, strange = walked
+            resumed, strange = _score_blocks(file, opened, scorer, progress)
         except DataError:
             file.discard()  # no resume can mend the pair file
             raise
@@ -199,10 +193,10 @@ def score(
         notes = [source.assumed, source.unknown_note(), choice.told]
         strange += source.unknown_pairs
         counts = (left.count, both.count)
-        finishing = _Finishing(file, source, output, min_score, compression, overwrite, counts)
+        finishing = Finishing(file, source, output, min_score, compression, overwrite, counts)
         kept = finishing.listed() if suffix is not None else finishing.hdf5()
-    if strange and unknown == "mean":
-        notes.append(f"{strange} pairs have unknown ids, which score as the mean of their side")
+    if strange and opened.unknown == "mean":
+        notes.append(MEAN_NOTE.format(strange))
     return {
         "output": str(output),
         "pairs": source.count,
@@ -214,11 +208,119 @@ def score(
         "threads": scorer.threads,
         "device": choice.name,
         "device_note": choice.note,
-        "unit": unit,
+        "unit": opened.unit,
         "keys": source.keys,
         "unknown": strange,
         "notes": [note for note in notes if note],
     }
+
+
+MEAN_NOTE = "{} pairs have unknown ids, which score as the mean of their side"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a run scores.
+
+    Parameters
+    ----------
+    left, right : the tables; `right` is None where they are one.
+    source : the pairs.
+    unknown, unknown_rows : what becomes of unknown ids, and the rows that stand for them.
+    unit, written : what is written, and what turns scores (m,) float32 into it.
+    budget : bytes that are left beside the tables.
+    asked : the options that say what the run is.
+    """
+
+    left: Table
+    right: Table | None
+    source: PairSource
+    unknown: str
+    unknown_rows: tuple[int | None, int | None]
+    unit: str
+    written: Callable[[np.ndarray], np.ndarray]
+    budget: int
+    asked: Summary
+
+    @property
+    def both(self) -> Table:
+        """The table of the right entities."""
+        return self.right or self.left
+
+    def identity(self, device: str) -> dict[str, str]:
+        """What the run is made of, by name, on a kind of device."""
+        source = self.source
+        return {
+            "table": self.left.digest,
+            "right table": "the same" if self.right is None else self.right.digest,
+            "pair file": file_fingerprint(source.path),
+            "columns": f"{source.names[0]}, {source.names[1]}, {source.keys}",
+            "unit": self.unit,
+            "dataset": str(self.asked["dataset"]),
+            "reading": f"{self.asked['reading']}, unknown: {self.unknown}",
+            "kernels": digest_of_kernels(),
+            "device": device if self.left.plan.link in LINKS_BY_DEVICE else "any",
+        }
+
+    def attributes(self) -> Summary:
+        """The attributes of a file of its scores."""
+        told: Summary = {
+            "unit": self.unit,
+            "model_fingerprint": self.left.fingerprint,
+            "two_tables": self.right is not None,
+        }
+        return told | ({"threshold": self.left.threshold} if self.asked["decision"] else {})
+
+    def values(self, block: PairBlock, scores: np.ndarray) -> np.ndarray:
+        """What is written of the scores (m,) of a block: NaN where a key stands for nothing."""
+        from fastpair.isolation import isolated_pairs
+
+        values = self.written(scores)
+        isolated = (self.left.isolated, self.both.isolated)
+        for spoiled in (block.unknown, isolated_pairs(block.left, block.right, isolated)):
+            if spoiled is not None:
+                values = np.where(spoiled, np.float32(np.nan), values)
+        return values
+
+    def strange(self, block: PairBlock) -> int:
+        """How many pairs of a block have the row of an unknown id."""
+        if self.unknown_rows == (None, None):
+            return 0
+        left, right = self.unknown_rows
+        return int(np.sum((block.left == left) | (block.right == right)))
+
+
+def open_scoring(
+    *,
+    memory: str | int | None = None,
+    without_rows: bool = False,
+    **asked: Any,
+) -> Opened:
+    """Open what a run scores; `asked` are options of `score`, `without_rows` as `load_tables`."""
+    table, against, unknown = asked["table"], asked["against"], asked["unknown"]
+    stand_in = unknown in (None, "mean")
+    left, right, budget = load_tables(
+        table, against, memory, unknown=stand_in, without_rows=without_rows
+    )
+    both = right or left
+    unknown, unknown_rows = _unknown_ids(unknown, left, both)
+    forms = (asked["probability"], asked["decision"], asked["distance"])
+    unit, written = _written_as(table, left, *forms)
+    source = open_pairs(
+        asked["pairs"],
+        ids=left.ids,
+        count=left.count,
+        right_ids=both.ids,
+        right_count=both.count,
+        left_column=asked["left_column"],
+        right_column=asked["right_column"],
+        keys=asked["keys"],
+        dataset=asked["dataset"],
+        unknown="nan" if unknown == "nan" else "refuse",
+        unknown_rows=unknown_rows,
+        options=asked["reading"],
+    )
+    return Opened(left, right, source, unknown, unknown_rows, unit, written, budget, asked)
 
 
 def _unknown_ids(
@@ -237,7 +339,7 @@ def _unknown_ids(
     return unknown or "refuse", (None, None)
 
 
-def _pair_scorer(
+def pair_scorer(
     choice: Choice,
     left: Table,
     right: Table | None,
@@ -311,7 +413,7 @@ def score_forms(path: Path, table: Table) -> Iterator[Callable[[np.ndarray], np.
             yield _written_as(path, table, probability, False, distance)[1]
 
 
-def _check_room(budget: int, source: PairSource, threads: int, gpus: int = 0) -> int:
+def check_room(budget: int, source: PairSource, threads: int, gpus: int = 0) -> int:
     """Return the bytes left beside the tables and blocks of pairs, or refuse the run."""
     # each GPU has three blocks in its buffers, and those of the next ones wait
     blocks = BLOCKS_UNDER_WAY + BLOCKS_A_GPU * gpus
@@ -326,13 +428,7 @@ def _check_room(budget: int, source: PairSource, threads: int, gpus: int = 0) ->
 
 
 def _score_blocks(
-    file: ScoreFile,
-    source: PairSource,
-    scorer: PairScorer | GpuPairScorer,
-    written: Callable[[np.ndarray], np.ndarray],
-    progress: Count,
-    isolated: tuple[np.ndarray | None, np.ndarray | None],
-    unknown_rows: tuple[int | None, int | None],
+    file: ScoreFile, opened: Opened, scorer: PairScorer | GpuPairScorer, progress: Count
 ) -> tuple[int, int]:
     """Score all blocks that are not done.
 
@@ -341,9 +437,7 @@ def _score_blocks(
     start : the pair at which that began.
     strange : pairs with the row of an unknown id among those that were scored.
     """
-    from fastpair.isolation import isolated_pairs
-
-    undone, strange = np.flatnonzero(~file.done), 0
+    source, undone, strange = opened.source, np.flatnonzero(~file.done), 0
     if not len(undone):
         progress(source.count)
         return source.count, 0
@@ -352,20 +446,13 @@ def _score_blocks(
     blocks = source.blocks(SCORE_BLOCK, start, threads=scorer.threads)
     wanted = (block for block in blocks if not file.done[block.start // SCORE_BLOCK])
     for block, scores in scorer.stream(wanted):
-        values = written(scores)
-        for spoiled in (block.unknown, isolated_pairs(block.left, block.right, isolated)):
-            if spoiled is not None:
-                values = np.where(spoiled, np.float32(np.nan), values)
-        file.write_block(block.start // SCORE_BLOCK, values)
-        if unknown_rows != (None, None):
-            strange += int(
-                np.sum((block.left == unknown_rows[0]) | (block.right == unknown_rows[1]))
-            )
+        file.write_block(block.start // SCORE_BLOCK, opened.values(block, scores))
+        strange += opened.strange(block)
         progress(len(scores))
     return start, strange
 
 
-class _Finishing:
+class Finishing:
     """Turns staged scores, all of which are done, into what was asked for.
 
     Parameters
