@@ -158,9 +158,7 @@ def matrix(
         ids=left.ids,
         ids_right=None if right is None else right.ids,
         distinct=right is not None,
-        identity=identity_of(
-            left, right, choice.kind, form, exclude, {**named, "reading": reading}
-        ),
+        identity=identity_of(left, right, choice.kind, form, exclude, read),
         attributes=attributes_of(left, right),
         compression=compression,
         overwrite=overwrite,
