@@ -146,7 +146,7 @@ device_options = options_together(
     ),
 )
 
-cluster_options = options_together(
+worker_options = options_together(
     click.option(
         "--scheduler",
         metavar="ADDRESS",
@@ -158,6 +158,10 @@ cluster_options = options_together(
         metavar="N",
         help="Run in N processes on this machine, which share --threads and --memory.",
     ),
+)
+
+cluster_options = options_together(
+    worker_options,
     click.option(
         "--consolidate",
         is_flag=True,
@@ -167,7 +171,7 @@ cluster_options = options_together(
 
 
 def on_cluster(options: dict[str, Any]) -> Any:
-    """Take the options of `cluster_options` out of those of a command.
+    """Take the options of `worker_options` out of those of a command.
 
     Returns
     -------
@@ -175,7 +179,7 @@ def on_cluster(options: dict[str, Any]) -> Any:
     """
     scheduler, workers = options.pop("scheduler"), options.pop("workers")
     if (scheduler, workers) == (None, None):
-        if options["consolidate"]:
+        if options.get("consolidate"):
             raise click.UsageError("--consolidate goes with --scheduler or --workers")
         return nullcontext()
     from fastpair.distributed import connected

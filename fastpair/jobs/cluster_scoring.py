@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from fastpair.distributed import as_cluster
 from fastpair.errors import DataError
 from fastpair.jobs.inputs import Count, Summary, device_bytes, file_time, prepare_kernels
 from fastpair.jobs.on_cluster import (
+    GoingOn,
     Job,
     Making,
     check_matrix_products,
@@ -283,8 +283,7 @@ class _Scoring:
         self.scorer = pair_scorer(
             choice, self.opened.left, self.opened.right, job.own_threads, on_device, room
         )
-        self._lock = Lock()
-        self._going_on: tuple[int, Iterator[PairBlock]] | None = None
+        self._going_on: GoingOn | None = None
 
     def write(self, attempt: Path, part: Part) -> Told:
         """Score the pairs of a part into a file; return what is told of it."""
@@ -333,25 +332,13 @@ class _Scoring:
 
     def _blocks(self, part: Part, size: int, keep_keys: bool) -> Iterator[PairBlock]:
         """The blocks of a part; text, which begins at its beginning, goes on where it was left."""
-        source, count = self.opened.source, -(-(part.last - part.first) // size)
-        threads = self.job.own_threads
-        if not source.in_order:
-            blocks = source.blocks(size, part.first, keep_keys=keep_keys, threads=threads)
-            yield from islice(blocks, count)
-            return
-        with self._lock:
-            going_on, self._going_on = self._going_on, None
-        position, blocks = going_on or (part.first + 1, iter(()))
-        if position > part.first:
-            blocks = source.blocks(size, part.first, keep_keys=keep_keys, threads=threads)
-            position = part.first
-        yield from _range(blocks, (part.first - position) // size, count)
-        with self._lock:
-            self._going_on = part.last, blocks
 
+        def blocks(start: int) -> Iterator[PairBlock]:
+            threads = self.job.own_threads
+            return self.opened.source.blocks(size, start, keep_keys=keep_keys, threads=threads)
 
-def _range(blocks: Iterator[PairBlock], skipped: int, count: int) -> Iterator[PairBlock]:
-    """So many blocks behind others, and not one more is taken."""
-    for _ in islice(blocks, skipped):
-        pass
-    yield from islice(blocks, count)
+        if not self.opened.source.in_order:
+            return islice(blocks(part.first), -(-(part.last - part.first) // size))
+        if self._going_on is None:
+            self._going_on = GoingOn(blocks, size)
+        return self._going_on.read(part.first, part.last)

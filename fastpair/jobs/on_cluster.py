@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,6 +33,10 @@ _Run = TypeVar("_Run")
 
 MADE_AGAIN = 2
 """How often a part is made again that is damaged when it is read."""
+
+
+TOLD_WITHIN = 5.0
+"""Seconds that workers are given to hear that a run has ended."""
 
 
 @dataclass(frozen=True)
@@ -247,9 +252,45 @@ class Making:
         return sum(int(note.get(name, 0)) for note in self.notes)
 
     def forget(self) -> None:
-        """Let workers give the run's memory back."""
-        with suppress(Exception):  # they may be gone
-            self.cluster.client.run(forget, self.job.run, wait=False)
+        """Let workers that go on living give the run's memory back; it is not waited for long."""
+        if self.cluster.local:
+            return
+
+        def tell() -> None:
+            with suppress(Exception):  # they may be gone
+                self.cluster.client.run(forget, self.job.run, on_error="ignore")
+
+        telling = Thread(target=tell, name="fastpair-forget", daemon=True)
+        telling.start()
+        telling.join(TOLD_WITHIN)
+
+
+class GoingOn:
+    """Reads ranges of a file that has to be read from its beginning: on from where it was left.
+
+    Parameters
+    ----------
+    blocks : gives blocks of one size from a row on, which cannot be entered but by reading.
+    size : rows of a block.
+    """
+
+    def __init__(self, blocks: Callable[[int], Iterator[Any]], size: int) -> None:
+        self._blocks, self._size = blocks, size
+        self._lock = Lock()
+        self._left: tuple[int, Iterator[Any]] | None = None
+
+    def read(self, first: int, last: int) -> Iterator[Any]:
+        """The blocks of a range, which begins where a block begins, and not one more."""
+        with self._lock:
+            left, self._left = self._left, None
+        at, blocks = left or (first + 1, iter(()))
+        if at > first:
+            at, blocks = first, self._blocks(first)
+        for _ in islice(blocks, (first - at) // self._size):
+            pass
+        yield from islice(blocks, -(-(last - first) // self._size))
+        with self._lock:
+            self._left = last, blocks
 
 
 # --- what runs in a worker ------------------------------------------------------------------------
