@@ -93,6 +93,7 @@ class Cluster:
         waiting = deque(range(len(calls)))
         under_way: dict[str, tuple[int, Any]] = {}
         watch = _Watch(self.client)
+        check_workers(self.client)
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < watch.room:
@@ -153,6 +154,19 @@ class _Watch:
                 " seconds: start some with `dask worker`, then say --resume"
             )
         self.room = max(1, TASKS_A_THREAD * threads + 1)
+
+
+def check_workers(client: Any) -> None:
+    """Refuse workers without this release: they could not even read what they are sent, and end."""
+    # a function of the standard library: every worker has it
+    found = client.run(version, "fastpair", on_error="return")
+    for worker, release in found.items():
+        if release != version("fastpair"):
+            has = f"fastpair {release}" if isinstance(release, str) else "no fastpair"
+            raise ClusterError(
+                f"the worker {worker} has {has}, this process fastpair {version('fastpair')}: "
+                "install one release everywhere"
+            )
 
 
 def address(client: Any) -> str:

@@ -24,7 +24,6 @@ from fastpair import distributed, errors, jobs
 from fastpair.cli import main
 from fastpair.grouping import cluster as group
 from fastpair.jobs import cluster_matrix, cluster_scoring, on_cluster
-from fastpair.jobs.scoring import score
 from fastpair.parts import PARTS, Part, PartsFolder
 from fastpair.results import SCORE_BLOCK
 
@@ -57,6 +56,13 @@ def folder(tmp_path_factory):
 def workers():
     with distributed.connected(workers=2, threads=2, memory="2GiB") as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def plain_many(folder):
+    """The scores of the longer pair file, by one process."""
+    jobs.score(folder / "t.h5", folder / "many.h5", folder / "plain-many.h5")
+    return folder / "plain-many.h5"
 
 
 @pytest.fixture
@@ -195,8 +201,9 @@ def test_parquet_is_left_as_a_folder_of_parts(places, workers):
 def test_text_with_ids_is_read_from_where_a_worker_left_it(places, workers, suffix):
     folder, out = places
     rng = np.random.default_rng(2)
-    keys = np.char.add("e", rng.integers(0, ENTITIES + 5, (PAIRS, 2)).astype(str))
-    listed = pa.table({"left": pa.array(keys[:, 0]), "right": pa.array(keys[:, 1])})
+    names = pa.array([f"e{number}" for number in range(ENTITIES + 5)])
+    sides = [names.take(pa.array(rng.integers(0, len(names), PAIRS))) for _ in range(2)]
+    listed = pa.table(sides, ["left", "right"])
     if suffix == "csv":
         pa.csv.write_csv(listed, out / "p.csv")
     else:
@@ -300,9 +307,9 @@ def test_a_table_is_that_of_one_process_byte_for_byte(places, workers, model, so
 # --- what may befall a run ------------------------------------------------------------------------
 
 
-def damage(path, at=-100):
+def damage(path):
     content = bytearray(path.read_bytes())
-    content[at] ^= 1
+    content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
@@ -467,17 +474,17 @@ def test_inputs_that_differ_on_a_worker_are_refused():
         on_cluster.check_matrix_products("openblas for Other")
 
 
-def failing(call):
-    raise OSError(f"cannot do {call}")
+def test_workers_of_another_release_are_refused_before_they_are_sent_anything(workers, monkeypatch):
+    distributed.check_workers(workers.client)
+    for found, said in (("99", "fastpair 99"), (LookupError(), "no fastpair")):
+        monkeypatch.setattr(workers.client, "run", lambda *_, found=found, **options: {"a": found})
+        with pytest.raises(errors.ClusterError, match=f"the worker a has {said}, this process"):
+            list(workers.results(json.loads, [("{}",)], str))
 
 
 def test_a_failure_that_is_none_of_ours_names_its_range(workers):
-    with pytest.raises(errors.ClusterError, match=r"rows 3 failed .*OSError: cannot do 3"):
-        list(workers.results(failing, [(3,)], lambda number: "rows 3"))
-
-
-def dying(call):
-    os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(errors.ClusterError, match=r"rows 3 failed on the cluster \(JSONDecodeErr"):
+        list(workers.results(json.loads, [("{",)], lambda number: "rows 3"))
 
 
 def test_options_that_a_cluster_does_not_have_are_refused(places, workers):
@@ -574,10 +581,9 @@ def local_workers(cluster):
 
 
 @pytest.mark.parametrize("consolidate", [True, False])
-def test_a_worker_that_is_killed_costs_nothing_but_time(places, workers, consolidate):
+def test_a_worker_that_is_killed_costs_nothing_but_time(places, workers, plain_many, consolidate):
     folder, out = places
     inputs = folder / "t.h5", folder / "many.h5"
-    jobs.score(*inputs, out / "plain.h5")
     output, killed = out / "s.h5", []
 
     def kill():
@@ -594,8 +600,8 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(places, workers, consoli
     killer.join()
     assert killed
     if consolidate:
-        assert output.read_bytes() == (out / "plain.h5").read_bytes()
-    with h5py.File(output) as file, h5py.File(out / "plain.h5") as plain:
+        assert output.read_bytes() == plain_many.read_bytes()
+    with h5py.File(output) as file, h5py.File(plain_many) as plain:
         np.testing.assert_array_equal(file["score"][:], plain["score"][:])
     assert jobs.info(output, verify=True)["whole"] is True
 
@@ -608,7 +614,7 @@ def test_a_task_that_kills_its_workers_is_told_with_its_range():
         distributed.connected(workers=1) as cluster,
         pytest.raises(errors.ClusterError, match="every worker that took rows 0 to 9 died, 1"),
     ):
-        list(cluster.results(dying, [(0,)], lambda number: "rows 0 to 9"))
+        list(cluster.results(os._exit, [(9,)], lambda number: "rows 0 to 9"))
 
 
 def begin(*words, **options):
@@ -664,10 +670,9 @@ def own_cluster(tmp_path):
         cluster.end()
 
 
-def test_a_run_goes_on_after_its_scheduler_was_killed(places, own_cluster):
+def test_a_run_goes_on_after_its_scheduler_was_killed(places, own_cluster, plain_many):
     folder, out = places
     inputs = folder / "t.h5", folder / "many.h5"
-    jobs.score(*inputs, out / "plain.h5")
     own_cluster.start()
 
     def kill(pairs):
@@ -685,7 +690,7 @@ def test_a_run_goes_on_after_its_scheduler_was_killed(places, own_cluster):
     with distributed.connected(own_cluster.address) as cluster:
         summary = jobs.score(*inputs, out / "s.h5", cluster=cluster, resume=True, consolidate=True)
     assert summary["resumed_from"] >= SCORE_BLOCK
-    assert (out / "s.h5").read_bytes() == (out / "plain.h5").read_bytes()
+    assert (out / "s.h5").read_bytes() == plain_many.read_bytes()
 
 
 def test_a_scheduler_without_workers_is_told(places, own_cluster, monkeypatch):
@@ -725,7 +730,7 @@ def alive(pid):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_end_by_a_signal_leaves_no_process(places, number):
+def test_an_end_by_a_signal_leaves_no_process(places, workers, plain_many, number):
     folder, out = places
     options = ("--workers", "2", "--threads", "2", "--consolidate", "-o", str(out / "s.h5"))
     words = ("fastpair", "score", str(folder / "t.h5"), str(folder / "many.h5"), *options)
@@ -754,12 +759,10 @@ def test_an_end_by_a_signal_leaves_no_process(places, number):
         assert process.returncode == 128 + number
         assert said.strip().splitlines()[-1].startswith("fastpair: interrupted; --resume goes on")
         assert "Traceback" not in said
-    score(folder / "t.h5", folder / "many.h5", out / "plain.h5")
-    with distributed.connected(workers=2, threads=2) as cluster:
-        again = {"cluster": cluster, "consolidate": True, "resume": True}
-        score(folder / "t.h5", folder / "many.h5", out / "s.h5", **again)
-    assert (out / "s.h5").read_bytes() == (out / "plain.h5").read_bytes()
-    assert files(out) == ["plain.h5", "s.h5"]
+    again = {"cluster": workers, "consolidate": True, "resume": True}
+    jobs.score(folder / "t.h5", folder / "many.h5", out / "s.h5", **again)
+    assert (out / "s.h5").read_bytes() == plain_many.read_bytes()
+    assert files(out) == ["s.h5"]
 
 
 def test_the_command_starts_workers_and_ends_them(places, monkeypatch, capsys):

@@ -226,9 +226,9 @@ class _Folding:
         identity = {"run": part.run, "rows": f"{part.first} to {part.last - 1}"}
         write_rows(attempt, content, identity, folded())
         mask = self.source.isolated
-        isolated = [] if mask is None else np.flatnonzero(mask[part.first : part.last])
+        found = np.empty(0) if mask is None else np.flatnonzero(mask[part.first : part.last])
         return {
             "rows": part.last - part.first,
             "norms": self.folder.norms,
-            "isolated": [part.first + int(row) for row in isolated],
+            "isolated": [part.first + int(row) for row in found],
         }
