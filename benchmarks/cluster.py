@@ -35,7 +35,8 @@ from pathlib import Path
 from fastpair import jobs
 from fastpair.distributed import connected
 def main():
-    folder, output, threads, kind = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+    threads, kind = int(sys.argv[3]), sys.argv[4]
     begun = time.perf_counter()
     with connected(workers=None if kind == "process" else threads, threads=threads) as cluster:
         started = time.perf_counter()

@@ -17,7 +17,7 @@ from fastpair.blocks import Content, checksum_of
 from fastpair.errors import FileError
 from fastpair.hdf5 import Output, open_hdf5
 from fastpair.parts import Part
-from fastpair.staging import writing
+from fastpair.staging import WRITING, writing
 
 
 def write_virtual(
@@ -58,7 +58,13 @@ def write_virtual(
     told = {"parts": len(parts)}
     with (
         Output(
-            path, content.kind, told, overwrite=overwrite, lay_out=lay_out, newest="v110"
+            path,
+            content.kind,
+            told,
+            overwrite=overwrite,
+            lay_out=lay_out,
+            suffix=WRITING,
+            newest="v110",
         ) as output,
         writing(output.path),
     ):
@@ -66,6 +72,7 @@ def write_virtual(
 
 
 def _checksums(part: Part) -> np.ndarray:
+    part.await_sight()
     with open_hdf5(part.path) as file:
         return file["block_checksum"][:]
 

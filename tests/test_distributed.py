@@ -414,8 +414,9 @@ def test_one_process_and_a_cluster_go_on_with_each_others_work(places, workers):
 
     with pytest.raises(Stopped):
         jobs.score(*inputs, out / "s.h5", progress=stop)
-    with pytest.raises(errors.FileError, match="holds unfinished work"):
-        jobs.score(*inputs, out / "s.h5", cluster=workers)
+    for resume in (False, True):
+        with pytest.raises(errors.FileError, match="say --resume with --consolidate"):
+            jobs.score(*inputs, out / "s.h5", cluster=workers, resume=resume)
     summary = jobs.score(*inputs, out / "s.h5", cluster=workers, consolidate=True, resume=True)
     assert summary["resumed_from"] == SCORE_BLOCK
     assert (out / "s.h5").read_bytes() == (out / "plain.h5").read_bytes()
@@ -496,6 +497,8 @@ def test_options_that_a_cluster_does_not_have_are_refused(places, workers):
         jobs.project("cosine", folder / "e.h5", out / "t.h5", resume=True)
     with pytest.raises(errors.ArgumentError, match="on a cluster it is cpu or gpu"):
         jobs.score(*inputs, out / "s.h5", cluster=workers, device="gpu:1")
+    with pytest.raises(errors.ArgumentError, match="--device-memory is 1GiB, which goes with"):
+        jobs.score(*inputs, out / "s.h5", cluster=workers, device_memory="1GiB")
     with pytest.raises(errors.ArgumentError, match="workers of a cluster cannot read -"):
         jobs.score(folder / "t.h5", Path("-"), out / "s.h5", cluster=workers)
     with (
@@ -765,7 +768,7 @@ def test_an_end_by_a_signal_leaves_no_process(places, workers, plain_many, numbe
     assert files(out) == ["s.h5"]
 
 
-def test_the_command_starts_workers_and_ends_them(places, monkeypatch, capsys):
+def test_the_command_starts_workers_or_takes_those_there_are(places, workers, monkeypatch, capsys):
     folder, out = places
     ends = ["--workers", "2", "--threads", "2", "--memory", "1GiB", "--json"]
     words = ["score", str(folder / "t.h5"), str(folder / "p.h5"), "-o", str(out / "s.h5"), *ends]
@@ -773,6 +776,7 @@ def test_the_command_starts_workers_and_ends_them(places, monkeypatch, capsys):
     main()
     summary = json.loads(capsys.readouterr().out)
     assert (summary["workers"], summary["threads"], summary["pairs"]) == (2, 1, PAIRS)
+    ends = ["--scheduler", workers.client.scheduler.address]
     words = ["project", "dot", str(folder / "e.h5"), "-o", str(out / "t.h5"), *ends]
     monkeypatch.setattr(sys, "argv", ["fastpair", *words])
     main()

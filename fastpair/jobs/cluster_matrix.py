@@ -82,7 +82,11 @@ def matrix_on_cluster(
 ) -> Summary:
     """Walk all pairs on a cluster; parameters and summary are those of `fastpair.jobs.matrix`."""
     begun = time.perf_counter()
-    cluster, kind, form = as_cluster(given), kind_of_device(device), str(asked["form"])
+    cluster, kind, form = (
+        as_cluster(given),
+        kind_of_device(device, limits["device_memory"]),
+        str(asked["form"]),
+    )
     if form == "histogram" and kind == "gpu":
         raise ArgumentError("a histogram is counted on the CPU of a cluster: leave out --device")
     asked = shared_paths(asked, "table", "against", "exclude")
@@ -118,7 +122,7 @@ def matrix_on_cluster(
         plain = output.suffix.lower() in HDF5 and compression is None and not consolidate
         try:
             if form in ("top-k", "dense") and plain and finite:
-                refuse_partial(output, **again)
+                refuse_partial(output, overwrite)
                 found = joining.virtual()
             else:
                 found = joining.consolidated(left, right)
@@ -501,9 +505,7 @@ class _Walking:
             kept = [None if mask is None else ~mask for mask in masks]
             excluded = excluded.among_kept((kept[0], kept[0] if right is None else kept[1]))
         self.excluded, self.room = excluded, room
-        on_gpu = "gpu" if self.choice.runtimes else "auto"
-        self.on_device = device_bytes(on_gpu, job.device_memory)
-        self._scan: str | None = None
+        self.on_device = device_bytes("auto", job.device_memory)
 
     def walk(self, rows: np.ndarray, right_rows: np.ndarray | None, room: int) -> Any:
         """What walks rows against others (None: among themselves) within so many bytes."""

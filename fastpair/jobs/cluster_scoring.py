@@ -113,7 +113,7 @@ def score_on_cluster(
 ) -> Summary:
     """Score on a cluster; parameters and summary are those of `fastpair.jobs.score`."""
     begun = time.perf_counter()
-    cluster, kind = as_cluster(given), kind_of_device(device)
+    cluster, kind = as_cluster(given), kind_of_device(device, limits["device_memory"])
     asked = shared_paths(asked, "table", "pairs", "against")
     form = _Asked(output, min_score, compression, consolidate, overwrite, resume)
     opened = open_scoring(**asked, without_rows=True)
@@ -122,7 +122,7 @@ def score_on_cluster(
     listed = {"listed": f"parquet, from {min_score}"} if form.folder else {}
     facts = {"software": software(), **identity, **watched, **listed}
     if not form.consolidate and (form.virtual or form.folder):
-        refuse_partial(output, **form.again)
+        refuse_partial(output, overwrite)
     if expect is not None:
         expect(source.count)
     more: Summary = {"listed": form.folder, "min_score": min_score}
@@ -279,7 +279,7 @@ class _Scoring:
             check_matrix_products(job.more["products"])
         self.job, source = job, self.opened.source
         room = check_room(self.opened.budget, source, job.own_threads, len(choice.runtimes))
-        on_device = device_bytes("gpu" if choice.runtimes else "auto", job.device_memory)
+        on_device = device_bytes("auto", job.device_memory)
         self.scorer = pair_scorer(
             choice, self.opened.left, self.opened.right, job.own_threads, on_device, room
         )

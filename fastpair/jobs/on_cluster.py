@@ -65,6 +65,12 @@ class Job:
     more: Summary
 
     @property
+    def key(self) -> str:
+        """What stands for everything that a worker keeps open for the job."""
+        limits = (self.threads, self.memory, self.device, self.device_memory)
+        return f"{self.run} {limits}"
+
+    @property
     def budget(self) -> int:
         """Bytes that a task may allocate in this worker."""
         return own_share(self.memory)
@@ -127,8 +133,12 @@ def check_matrix_products(expected: str) -> None:
         )
 
 
-def kind_of_device(device: str) -> str:
+def kind_of_device(device: str, device_memory: str | int | None) -> str:
     """Either "cpu" or "gpu", as `fastpair.distributed.own_device` chooses."""
+    if device_memory is not None and device != "gpu":
+        raise ArgumentError(
+            f"--device-memory is {device_memory}, which goes with --device gpu here"
+        )
     if device not in ("auto", "cpu", "gpu"):
         raise ArgumentError(
             f"device is {device!r}, but on a cluster it is cpu or gpu: each worker takes one GPU"
@@ -150,10 +160,10 @@ def shared_paths(asked: Summary, *names: str) -> Summary:
     return {**asked, **paths}
 
 
-def refuse_partial(output: Path, *, overwrite: bool, resume: bool) -> None:
-    """Refuse to forget what a run without parts left unfinished."""
+def refuse_partial(output: Path, overwrite: bool) -> None:
+    """Refuse to forget what a run that makes one file left unfinished."""
     partial = output.with_name(output.name + PARTIAL)
-    if partial.exists() and partial.stat().st_size and not (overwrite or resume):
+    if partial.exists() and partial.stat().st_size and not overwrite:
         raise FileError(
             f"{partial} holds unfinished work for {output}; say --resume with --consolidate to go "
             "on with it or --overwrite to begin again."
@@ -258,7 +268,7 @@ class Making:
 
         def tell() -> None:
             with suppress(Exception):  # they may be gone
-                self.cluster.client.run(forget, self.job.run, on_error="ignore")
+                self.cluster.client.run(forget, self.job.key, on_error="ignore")
 
         telling = Thread(target=tell, name="fastpair-forget", daemon=True)
         telling.start()
@@ -307,20 +317,20 @@ def opened_once(job: Job, make: Callable[[Job], _Run]) -> _Run:
     MismatchError : this worker has another release of fastpair.
     """
     with _opening:
-        if job.run not in _opened:
+        if job.key not in _opened:
             _opened.clear()
             if software() != job.software:
                 raise MismatchError(
                     f"the worker has {software()}, the run {job.software}: install one release "
                     "everywhere"
                 )
-            _opened[job.run] = make(job)
-        return _opened[job.run]
+            _opened[job.key] = make(job)
+        return _opened[job.key]
 
 
-def forget(run: str) -> None:
-    """Give back what this process has opened for a run."""
-    _opened.pop(run, None)
+def forget(key: str) -> None:
+    """Give back what this process has opened for a job."""
+    _opened.pop(key, None)
 
 
 def found_or_made(part: Part, make: Callable[[Path], Told]) -> Told:
