@@ -33,3 +33,7 @@ class AgreementError(FastpairError):
 
 class DeviceError(FastpairError):
     """A device that was asked for is not there, lacks something, or failed."""
+
+
+class ClusterError(FastpairError):
+    """A cluster, or a worker of it, is not there, cannot be used, or failed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 
 import numpy as np
@@ -103,7 +103,16 @@ class Folder:
                     self._peaks[number] = max(self._peaks[number], peak)
 
         self._each_piece(embeddings, note)
-        scales = self._scales(self._peaks, 0)
+        self.settle(self._peaks)
+
+    @property
+    def peaks(self) -> np.ndarray:
+        """The greatest number of each segment that `survey` has seen, (5,)."""
+        return self._peaks.copy()
+
+    def settle(self, peaks: np.ndarray) -> None:
+        """Take these greatest numbers of segments (5,) for those of all blocks."""
+        scales = self._scales(np.asarray(peaks), 0)
         self.plan = self.plan.with_scales(tuple(float(scale) for scale in scales))
 
     def fold(self, embeddings: np.ndarray, first_row: int = 0) -> np.ndarray:
@@ -224,6 +233,17 @@ class Folder:
                 "scale the embeddings down or use a precision with a larger range"
             )
         return rounded
+
+    @property
+    def norms(self) -> dict[str, tuple[float, float]]:
+        """By segment, the greatest size of a row folded so far and of its rounding error."""
+        return {name: (size, self._error_norm[name]) for name, size in self._stored_norm.items()}
+
+    def note_norms(self, norms: Mapping[str, Sequence[float]]) -> None:
+        """Take notice of `norms` of rows that were folded elsewhere."""
+        for name, (size, error) in norms.items():
+            self._stored_norm[name] = max(self._stored_norm.get(name, 0.0), size)
+            self._error_norm[name] = max(self._error_norm.get(name, 0.0), error)
 
     def raw_error_bound(self) -> float:
         """Return how far the stored precision can move a raw score, from the rows folded so far.

@@ -257,12 +257,14 @@ class GpuPairs:
 
     # --- dense and histogram
 
-    def dense(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    def dense(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, (rows, n') float32): the tiles' scores, as `AllPairs.dense`."""
         width = len(self.right)
         devices = self._devices("float32", raised=False, pair_bytes=4)
+        end = len(self.left) if stop is None else stop
         shares = self._shares(4 * width, _DENSE_BYTES, start)
-        once = len(shares) == len(devices.walks) == 1 and not start
+        shares = [(first, min(last, end)) for first, last in shares if first < end]
+        once = len(shares) == len(devices.walks) == 1 and not start and end == len(self.left)
         self.triangle = once and not self.distinct and devices.walks[0].whole
 
         def fill(walk: DeviceWalk, rows: tuple[int, int]) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ runs, and `results`, which keeps what comes out, build on this room.
 from __future__ import annotations
 
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -122,7 +123,25 @@ def open_hdf5(path: str | Path, *, locking: bool | str = "best-effort") -> Itera
                 "bring other formats into HDF5 with `fastpair convert`."
             )
         with h5py.File(path, "r", locking=locking) as file:
+            if "parts" in file.attrs and "fastpair_kind" in file.attrs:
+                _check_parts(file, path)
             yield file
+
+
+OWN_PART = re.compile(r"[^/\\\0]+\.parts/part-[0-9]{15}-[0-9]{15}-[0-9a-f]{16}\.h5")
+"""What a file that a cluster wrote calls its parts, which lie in the folder beside it."""
+
+
+def _check_parts(file: h5py.File, path: Path) -> None:
+    """Refuse a file whose parts are not all there: HDF5 would give what stands for nothing."""
+    for item in file.values():
+        if isinstance(item, h5py.Dataset) and item.is_virtual:
+            for source in item.virtual_sources():
+                if not (path.parent / source.file_name).exists():
+                    raise FileError(
+                        f"{path} lacks its part {source.file_name}; keep it beside the folder that "
+                        "was written with it, under the same name, or make it again."
+                    )
 
 
 def fastpair_kind(file: h5py.File, path: Path) -> str | None:
@@ -252,6 +271,7 @@ class Output:
     overwrite : whether a file that stands there already may be replaced.
     lay_out : makes the data sets.
     suffix : what is appended to the name meanwhile.
+    newest : the newest version of HDF5 whose structures may be used.
     """
 
     def __init__(
@@ -263,12 +283,13 @@ class Output:
         overwrite: bool,
         lay_out: Callable[[h5py.File], None],
         suffix: str = PARTIAL,
+        newest: str = "v108",
     ) -> None:
         self.staging = Staging(path, overwrite=overwrite, suffix=suffix)
         self.path = self.staging.path
         try:
             with writing(self.path):
-                self.file = create_hdf5(self.staging.partial)
+                self.file = create_hdf5(self.staging.partial, newest)
                 stamp(self.file, kind, attributes)
                 lay_out(self.file)
                 self.file.flush()  # who looks at it meanwhile sees what it will be
@@ -315,12 +336,12 @@ class Output:
             self.abandon()
 
 
-def create_hdf5(path: Path) -> h5py.File:
+def create_hdf5(path: Path, newest: str = "v108") -> h5py.File:
     """Start an HDF5 file; the lock is `Staging`'s, so that HDF5 takes none."""
     return h5py.File(
         path,
         "w",
-        libver=("earliest", "v108"),
+        libver=("earliest", newest),
         locking=False,
         alignment_threshold=PAGE // 2,
         alignment_interval=PAGE,

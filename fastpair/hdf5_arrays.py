@@ -17,7 +17,14 @@ import pyarrow as pa
 
 from fastpair.chunks import ChunkReader, inflates, rows_together
 from fastpair.errors import DataError, FileError
-from fastpair.hdf5 import READING_ERRORS, check_readable, fastpair_kind, open_hdf5, read_text
+from fastpair.hdf5 import (
+    OWN_PART,
+    READING_ERRORS,
+    check_readable,
+    fastpair_kind,
+    open_hdf5,
+    read_text,
+)
 from fastpair.heaps import check_heaps
 
 ReadRows = Callable[[str, int, int], np.ndarray | pa.Array]
@@ -105,10 +112,23 @@ class Hdf5Arrays:
         if settings.get_external_count():
             return self._may_leave(name, "stored in other files")
         if dataset.is_virtual:
-            files = {source.file_name for source in dataset.virtual_sources()} - {"."}
-            if files:
+            sources = [(part.file_name, part.dset_name) for part in dataset.virtual_sources()]
+            files = {name for name, _ in sources} - {"."}
+            if files and not (self.kind and all(self._is_part(*part) for part in sources)):
                 return self._may_leave(name, f"made of other files, such as {min(files)}")
         return True
+
+    def _is_part(self, name: str, dataset: str) -> bool:
+        """Whether a source is a part in the folder beside this file, which holds its own data."""
+        place = self.path.parent / name
+        if not OWN_PART.fullmatch(name) or place.is_symlink() or place.parent.is_symlink():
+            return False
+        with open_hdf5(place, locking=False) as part:
+            if not isinstance(part.get(dataset, getlink=True), h5py.HardLink):
+                return False
+            found = part[dataset]
+            plain = isinstance(found, h5py.Dataset) and not found.is_virtual
+            return plain and not found.id.get_create_plist().get_external_count()
 
     def _may_leave(self, name: str, what: str) -> bool:
         if self._outside == REFUSE:

@@ -75,6 +75,8 @@ class EmbeddingSource:
     assumed : a sentence on what was taken for numbers and for ids.
     isolated : (N,) bool, rows that are not finite among those read so far, or None: they are
         refused.
+    seek : gives blocks of so many rows from a row on, where the file can be entered there; None:
+        it is read from its beginning.
     """
 
     def __init__(
@@ -104,10 +106,16 @@ class EmbeddingSource:
         named = " and no ids" if ids is None else f", ids from {ids_from}"
         self.assumed = f"{columns} of numbers{named}{remark}"
         self.isolated: np.ndarray | None = None
+        self.seek: Callable[[int, int], Iterator[np.ndarray]] | None = None
 
     def isolate(self) -> None:
         """From now on take rows that are not finite for zeros and mark them as `isolated`."""
         self.isolated = np.zeros(self.shape[0], bool)
+
+    def mark_isolated(self, rows: Sequence[int]) -> None:
+        """Mark rows that are not finite, as others found them."""
+        if self.isolated is not None:
+            self.isolated[rows] = True
 
     def isolated_note(self) -> str:
         """A sentence on the isolated rows that were met; empty if there are none."""
@@ -120,12 +128,15 @@ class EmbeddingSource:
             f"of them row {row} (counted from 0{name})"
         )
 
-    def blocks(self, rows: int = EMBEDDING_ROWS) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(
+        self, rows: int = EMBEDDING_ROWS, start: int = 0
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """The embeddings in order.
 
         Parameters
         ----------
         rows : rows a block, the last one may have fewer; wide rows come in smaller blocks.
+        start : the row to begin with.
 
         Yields
         ------
@@ -137,9 +148,9 @@ class EmbeddingSource:
         DataError
             A number is missing, NaN or infinite.
         """
-        start = 0
         rows = max(1, min(rows, NUMBERS_AT_ONCE // self.shape[1]))
-        for block in _regroup(self._read(rows), rows):
+        parts = self.seek(rows, start) if self.seek else _behind(self._read(rows), start)
+        for block in _regroup(parts, rows):
             block = np.ascontiguousarray(block, self.dtype)
             yield start, self._finite(block, start)
             start += len(block)
@@ -180,6 +191,14 @@ class EmbeddingSource:
         for start, block in self.blocks():
             result[start : start + len(block)] = block
         return result
+
+
+def _behind(parts: Iterable[np.ndarray], start: int) -> Iterator[np.ndarray]:
+    """The same rows without the first ones."""
+    for part in parts:
+        if start < len(part):
+            yield part[start:]
+        start = max(0, start - len(part))
 
 
 def _regroup(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -267,14 +286,16 @@ def _array_embeddings(file: Arrays, dataset: str | None) -> EmbeddingSource:
     ids_name = _id_array(file, name, shape[0])
     ids = None if ids_name is None else _whole(file, ids_name, shape[0])
 
-    def read(rows: int) -> Iterator[np.ndarray]:
+    def seek(rows: int, start: int) -> Iterator[np.ndarray]:
         with file.opened() as read_rows:
-            for start in range(0, shape[0], rows):
-                yield np.asarray(read_rows(name, start, min(start + rows, shape[0])))
+            for first in range(start, shape[0], rows):
+                yield np.asarray(read_rows(name, first, min(first + rows, shape[0])))
 
     kind = _smallest_float([dtype])
-    source = f"array {ids_name!r}"
-    return EmbeddingSource(file.path, (shape[0], shape[1]), kind, ids, read, source)
+    origin, whole = f"array {ids_name!r}", (shape[0], shape[1])
+    source = EmbeddingSource(file.path, whole, kind, ids, lambda rows: seek(rows, 0), origin)
+    source.seek = seek
+    return source
 
 
 def _embedding_array(file: Arrays, dataset: str | None) -> str:

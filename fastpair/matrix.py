@@ -260,17 +260,18 @@ class AllPairs:
 
     # --- dense and histogram ---
 
-    def dense(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    def dense(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, (rows, n') float32): the tiles' scores of every pair.
 
-        Those of one table are symmetric to the last bit. The first row of all is `start`.
+        Those of one table are symmetric to the last bit. Rows go from `start` to `stop`, or to the
+        last one.
         """
         sides = self._sides()
         # A pair of one table is decided alike both ways round.
         alike = not self.distinct or (self._shared is not None and self._shared.one_table)
         others = sides.right_slack() if alike else np.zeros(len(self.right), np.float32)
         # One group is used, one is filled; they are small, so that there is always one to write.
-        for first, last in sides.groups(2 * 4 * len(self.right), start, _DENSE_BYTES):
+        for first, last in sides.groups(2 * 4 * len(self.right), start, _DENSE_BYTES, stop):
             scores = np.empty((last - first, len(self.right)), dtype=np.float32)
 
             def scan(
@@ -302,10 +303,18 @@ class AllPairs:
         edges = self.edges(ends, bins)
         return edges, self.count(edges, ends, sides)
 
-    def ends(self, sides: Sides | None = None) -> tuple[float, float]:
-        """Return the least and the greatest raw score of a tile; infinite if there is no pair."""
+    def ends(
+        self, sides: Sides | None = None, rows: tuple[int, int] | None = None
+    ) -> tuple[float, float]:
+        """Return the least and the greatest raw score of a tile; infinite if there is no pair.
+
+        Parameters
+        ----------
+        sides : what `_sides` gave before, so that it is not packed again.
+        rows : first and last of the left rows that count; None: all of them.
+        """
         sides = sides or self._sides()
-        ranges = self._parts(sides, lambda walk, task, slack: cpu.scan_range(walk, task))
+        ranges = self._parts(sides, lambda walk, task, slack: cpu.scan_range(walk, task), rows)
         least, greatest = np.float32(np.inf), np.float32(-np.inf)
         for low, high in ranges:
             least, greatest = min(least, low), max(greatest, high)
@@ -317,9 +326,16 @@ class AllPairs:
         return np.linspace(float(scores[0]), float(scores[1]), bins + 1).astype(np.float32)
 
     def count(
-        self, edges: np.ndarray, ends: tuple[float, float], sides: Sides | None = None
+        self,
+        edges: np.ndarray,
+        ends: tuple[float, float],
+        sides: Sides | None = None,
+        rows: tuple[int, int] | None = None,
     ) -> np.ndarray:
-        """Count all scores in bins of these edges, as `histogram` does: (bins,) int64."""
+        """Count all scores in bins of these edges, as `histogram` does: (bins,) int64.
+
+        `sides` and `rows` are those of `ends`.
+        """
         sides, bins = sides or self._sides(), len(edges) - 1
         looked_up: dict[float, tuple[tuple[np.float32, np.float32], np.ndarray]] = {}
 
@@ -331,17 +347,24 @@ class AllPairs:
             return own
 
         counts = np.zeros(bins, dtype=np.int64)
-        for own in self._parts(sides, count):
+        for own in self._parts(sides, count, rows):
             counts += own
         return counts * 2 if self.triangle else counts
 
     def _parts(
-        self, sides: Sides, work: Callable[[cpu.Walk, Task, np.ndarray], Any]
+        self,
+        sides: Sides,
+        work: Callable[[cpu.Walk, Task, np.ndarray], Any],
+        rows: tuple[int, int] | None,
     ) -> Iterator[Any]:
-        """Yield ``work(walk, task, slack)`` over all pairs; of one table, where it fits, once."""
-        self.triangle = sides.fits_triangle(4)
+        """Yield ``work(walk, task, slack)`` over all pairs; of one table, where it fits, once.
+
+        With `rows`, over the pairs of those left rows.
+        """
+        self.triangle = rows is None and sides.fits_triangle(4)
         if not self.triangle:
-            for first, last in sides.groups(8):
+            begin, end = rows or (0, None)
+            for first, last in sides.groups(8, begin, stop=end):
                 yield from self._walk(sides, first, last, work)
             return
         triangle = sides.triangle()
@@ -506,8 +529,8 @@ class NetworkPairs:
         self.progress = progress or (lambda pairs: None)
         self.scan, self.triangle = None, False
 
-    def _scores(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, scores (rows, n') float32) of groups of left rows from `start` on."""
+    def _scores(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, scores (rows, n') float32) of groups of left rows."""
         width = max(len(self.right), 1)
         bytes_a_pair = 4 * 8 + 2 * 4 + 3 * 8  # row numbers, scores, and what a reduction sorts
         step = self.memory // 2 // (width * bytes_a_pair)
@@ -517,8 +540,9 @@ class NetworkPairs:
                 "memory: allow more memory"
             )
         step = min(step, max(1, (1 << 22) // width))
-        for first in range(start, len(self.left), step):
-            rows = np.arange(first, min(first + step, len(self.left)))
+        end = len(self.left) if stop is None else stop
+        for first in range(start, end, step):
+            rows = np.arange(first, min(first + step, end))
             left, right = np.repeat(rows, len(self.right)), np.tile(np.arange(width), len(rows))
             scores = self.scorer(left, right[: len(left)]).reshape(len(rows), len(self.right))
             self.progress(scores.size)
@@ -552,9 +576,9 @@ class NetworkPairs:
             rows, columns = np.nonzero(hits)
             yield first, np.bincount(rows, minlength=len(scores)), columns, scores[rows, columns]
 
-    def dense(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    def dense(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, (rows, n') float32), as `AllPairs.dense`."""
-        return self._scores(start)
+        return self._scores(start, stop)
 
     def histogram(self, bins: int = 100) -> tuple[np.ndarray, np.ndarray]:
         """Count all scores in equal bins, as `AllPairs.histogram`."""
@@ -563,23 +587,30 @@ class NetworkPairs:
         edges = self.edges(ends, bins)
         return edges, self.count(edges, ends)
 
-    def ends(self) -> tuple[float, float]:
+    def ends(self, *, rows: tuple[int, int] | None = None) -> tuple[float, float]:
         """Return the least and the greatest score."""
         least, greatest = np.inf, -np.inf
-        for first, scores in self._scores():
+        for first, scores in self._scores(*(rows or ())):
             chosen = scores[self._off_diagonal(first, scores.shape)]
             least = min(least, chosen.min(initial=np.inf))
             greatest = max(greatest, chosen.max(initial=-np.inf))
-        return least, greatest
+        return float(least), float(greatest)
 
     def edges(self, ends: tuple[float, float], bins: int) -> np.ndarray:
         """Return the edges of equal bins between two scores, as `AllPairs.edges`."""
-        return np.linspace(*at_least_one_pair(ends), bins + 1).astype(np.float32)
+        least, greatest = map(np.float32, at_least_one_pair(ends))
+        return np.linspace(least, greatest, bins + 1).astype(np.float32)
 
-    def count(self, edges: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+    def count(
+        self,
+        edges: np.ndarray,
+        ends: tuple[float, float],
+        *,
+        rows: tuple[int, int] | None = None,
+    ) -> np.ndarray:
         """Count all scores in bins of these edges, as `AllPairs.count`."""
         counts = np.zeros(len(edges) - 1, dtype=np.int64)
-        for first, scores in self._scores():
+        for first, scores in self._scores(*(rows or ())):
             chosen = scores[self._off_diagonal(first, scores.shape)]
             inner = np.searchsorted(edges[1:-1], chosen, side="right")
             counts += np.bincount(inner, minlength=len(counts))

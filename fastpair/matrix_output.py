@@ -22,8 +22,8 @@ from fastpair.scipy_files import write_csr, write_npy
 
 Summary = dict[str, Any]
 Walk = RemainingPairs | PairsWithoutIsolated
-Remaining = Callable[[int], Walk]
-"""Gives what walks all pairs from a left row on."""
+Remaining = Callable[[int], Any]
+"""Gives a `Walk`, or what does as one does: all pairs from a left row on."""
 
 
 class BestOfRows(Protocol):

@@ -67,7 +67,9 @@ class PairSource:
     keys : "rows" or "ids", what the keys of the file are.
     assumed : a sentence on why they are taken for that; empty if it was asked for.
     has_labels : whether blocks carry labels.
+    in_order : whether the file can be read only from its beginning on, as text can.
     unknown_pairs : pairs with unknown ids among the blocks that were given.
+    examples : some of those ids, for messages.
     """
 
     def __init__(
@@ -82,9 +84,9 @@ class PairSource:
     ) -> None:
         self.path, self.names, self.count = raw.path, raw.names, raw.count
         self.keys, self.assumed, self.has_labels = keys, assumed, raw.has_labels
-        self._raw, self._signed = raw, signed
+        self._raw, self._signed, self.in_order = raw, signed, raw.in_order
         self._keep_unknown, self._unknown_rows = unknown == "nan", unknown_rows
-        self.unknown_pairs, self._examples = 0, ""
+        self.unknown_pairs, self.examples = 0, ""
         self._counts = tables[0][1], tables[1][1]
         if keys == "ids":
             left = RowsOfIds(tables[0][0])
@@ -157,7 +159,7 @@ class PairSource:
         """A sentence on the pairs whose ids are unknown; empty if there are none."""
         if not self.unknown_pairs:
             return ""
-        return f"{self.unknown_pairs} pairs have unknown ids, such as {self._examples}"
+        return f"{self.unknown_pairs} pairs have unknown ids, such as {self.examples}"
 
     def _block(self, batch: pa.RecordBatch, start: int, keep_keys: bool) -> PairBlock:
         left, right, unknown = self._rows(batch.column(0), batch.column(1), start)
@@ -184,7 +186,7 @@ class PairSource:
         if self._keep_unknown and min(rows.min(initial=0) for rows in found) < 0:
             unknown = (found[0] < 0) | (found[1] < 0)
             for text, rows in zip(texts, found, strict=True):
-                self._examples = self._examples or unknown_examples(text, rows)
+                self.examples = self.examples or unknown_examples(text, rows)
             return np.maximum(found[0], 0), np.maximum(found[1], 0), unknown
         known = [
             side.known(text, rows, instead)

@@ -70,6 +70,7 @@ class RawPairs:
     read : gives batches of left, right, perhaps label, then further columns from a row on.
     together : pairs of the largest batch that `read` gives, or about so many.
     assumed : what was taken for granted while the file was opened; empty if nothing.
+    in_order : whether the file can be read only from its beginning on, as text can.
     """
 
     path: Path
@@ -81,6 +82,7 @@ class RawPairs:
     read: ReadBatches
     together: int
     assumed: str = ""
+    in_order: bool = False
 
 
 def known_ids(ids: pa.Array | None, right_ids: pa.Array | None) -> Known:
@@ -157,6 +159,7 @@ def _column_pairs(
         read=batches,
         together=BATCH_ROWS,
         assumed=assumed,
+        in_order=isinstance(file, TextColumns),
     )
 
 

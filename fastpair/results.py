@@ -116,6 +116,32 @@ def _named(ids: pa.Array | None, ids_right: pa.Array | None) -> dict[str, pa.Arr
     return {name: check_ids(t, name) for name, t in texts.items() if t is not None}
 
 
+def dense_content(
+    shape: tuple[int, int],
+    ids: pa.Array | None = None,
+    ids_right: pa.Array | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> Content:
+    """What a file of all scores is; parameters as `DenseWriter` has them."""
+    columns = [Column("matrix", "<f4", shape[1])]
+    told = {"form": "dense", **(attributes or {})}
+    texts = _named(ids, ids_right)
+    return Content("matrix", shape[0], columns, fitting_rows(columns), told, texts)
+
+
+def top_k_content(
+    shape: tuple[int, int],
+    ids: pa.Array | None = None,
+    ids_right: pa.Array | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> Content:
+    """What a file of the best of every row is; parameters as `TopKWriter` has them."""
+    columns = [Column("indices", "<i8", shape[1]), Column("scores", "<f4", shape[1])]
+    told = {"form": "top_k", **(attributes or {})}
+    rows = min(fitting_rows(columns), ROWS_AT_ONCE)
+    return Content("matrix", shape[0], columns, rows, told, _named(ids, ids_right))
+
+
 class DenseWriter(BlockFile):
     """All scores under way, `matrix` (N, N') float32, from the first row to the last.
 
@@ -141,10 +167,7 @@ class DenseWriter(BlockFile):
         overwrite: bool = False,
         resume: bool = False,
     ) -> None:
-        columns = [Column("matrix", "<f4", shape[1])]
-        told = {"form": "dense", **(attributes or {})}
-        texts = _named(ids, ids_right)
-        content = Content("matrix", shape[0], columns, fitting_rows(columns), told, texts)
+        content = dense_content(shape, ids, ids_right, attributes)
         super().__init__(path, content, identity, overwrite=overwrite, resume=resume)
 
 
@@ -173,11 +196,7 @@ class TopKWriter(BlockFile):
         overwrite: bool = False,
         resume: bool = False,
     ) -> None:
-        columns = [Column("indices", "<i8", shape[1]), Column("scores", "<f4", shape[1])]
-        told = {"form": "top_k", **(attributes or {})}
-        texts = _named(ids, ids_right)
-        rows = min(fitting_rows(columns), ROWS_AT_ONCE)
-        content = Content("matrix", shape[0], columns, rows, told, texts)
+        content = top_k_content(shape, ids, ids_right, attributes)
         super().__init__(path, content, identity, overwrite=overwrite, resume=resume)
 
 

@@ -131,9 +131,13 @@ class Sides:
         return pack_side(rows, side, self.form, *shared)
 
     def groups(
-        self, result_bytes: int, start: int = 0, most: int | None = None
+        self,
+        result_bytes: int,
+        start: int = 0,
+        most: int | None = None,
+        stop: int | None = None,
     ) -> Iterator[tuple[int, int]]:
-        """Yield (first, last) left rows that are finished together, from row `start` on.
+        """Yield (first, last) left rows that are finished together, of rows `start` to `stop`.
 
         Their results take at most `most` bytes, if given.
 
@@ -150,8 +154,9 @@ class Sides:
             )
         if most is not None:
             step = min(step, _rows_within(most, result_bytes, TILE_ROWS))
-        for first in range(start, len(self.left), step):
-            yield first, min(first + step, len(self.left))
+        end = len(self.left) if stop is None else stop
+        for first in range(start, end, step):
+            yield first, min(first + step, end)
 
     def _right_side(self, chunk: int) -> Panels:
         if self._kept is not None:

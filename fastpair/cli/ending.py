@@ -40,11 +40,14 @@ def end_by_signal(number: int, _frame: object) -> None:
 def going_on() -> str:
     """What to say of work that is left, if some is."""
     words = sys.argv[1:]
-    if not words or words[0] not in ("score", "matrix"):
+    if not words or words[0] not in ("score", "matrix", "project"):
         return ""
     outputs = [b for a, b in pairwise(words) if a in ("-o", "--output")]
     outputs += [word.partition("=")[2] for word in words if word.startswith("--output=")]
-    return GOES_ON if any(os.path.exists(f"{output}.partial") for output in outputs) else ""
+    left = [f"{output}.parts" for output in outputs]
+    if words[0] != "project":  # which begins anew without a cluster
+        left += [f"{output}.partial" for output in outputs]
+    return GOES_ON if any(map(os.path.exists, left)) else ""
 
 
 def stop(sentence: str, code: int) -> None:

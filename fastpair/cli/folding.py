@@ -18,6 +18,7 @@ from fastpair.cli.shared import (
     label_column_option,
     memory_option,
     nonfinite_option,
+    on_cluster,
     output_option,
     overwrite_option,
     own_head_option,
@@ -26,6 +27,7 @@ from fastpair.cli.shared import (
     read_options,
     reading_options,
     threads_option,
+    worker_options,
 )
 
 
@@ -72,6 +74,10 @@ def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
 @dataset_option
 @threads_option
 @memory_option
+@worker_options
+@click.option(
+    "--resume", is_flag=True, help="On a cluster: go on where an interrupted run stopped."
+)
 @overwrite_option
 @own_head_option
 @nonfinite_option
@@ -85,8 +91,9 @@ def project(as_json: bool, output: Path, **options: Any) -> None:
     from fastpair import jobs
 
     options["reading"] = read_options(options)
-    with Meter("rows") as meter:
-        summary = jobs.project(output=output, progress=meter, expect=meter.expect, **options)
+    with on_cluster(options) as cluster, Meter("rows") as meter:
+        reports: dict[str, Any] = {"progress": meter, "expect": meter.expect, "cluster": cluster}
+        summary = jobs.project(output=output, **reports, **options)
     finish(
         summary,
         as_json,

@@ -11,6 +11,7 @@ from fastpair.cli.shared import (
     BUILTIN_HELP,
     Meter,
     Summary,
+    cluster_options,
     commands,
     compression_option,
     dataset_option,
@@ -21,6 +22,7 @@ from fastpair.cli.shared import (
     keys_option,
     label_column_option,
     memory_option,
+    on_cluster,
     output_option,
     overwrite_option,
     own_head_option,
@@ -34,6 +36,7 @@ from fastpair.cli.shared import (
     show_plan,
     spelled,
     threads_option,
+    without_cluster,
 )
 
 
@@ -69,6 +72,7 @@ from fastpair.cli.shared import (
 @threads_option
 @memory_option
 @device_options
+@cluster_options
 @overwrite_option
 @plan_option
 @reading_options
@@ -83,10 +87,12 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
 
     options["reading"] = read_options(options)
     if options["plan"]:
+        without_cluster(options)
         show_plan(jobs.score(output=output, **options), as_json)
         return
-    with Meter("pairs") as meter:
-        summary = jobs.score(output=output, progress=meter, expect=meter.expect, **options)
+    with on_cluster(options) as cluster, Meter("pairs") as meter:
+        reports: Summary = {"progress": meter, "expect": meter.expect, "cluster": cluster}
+        summary = jobs.score(output=output, **reports, **options)
     kept = "" if summary["kept"] == summary["pairs"] else f", {summary['kept']} kept"
     finish(
         summary,
@@ -131,6 +137,7 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
 @threads_option
 @memory_option
 @device_options
+@cluster_options
 @overwrite_option
 @plan_option
 @reading_options
@@ -163,10 +170,12 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
 
     options["reading"] = read_options(options)
     if options["plan"]:
+        without_cluster(options)
         show_plan(jobs.matrix(output=output, **options), as_json)
         return
-    with Meter("pairs") as meter:
-        summary = jobs.matrix(output=output, progress=meter, expect=meter.expect, **options)
+    with on_cluster(options) as cluster, Meter("pairs") as meter:
+        told: Summary = {"progress": meter, "expect": meter.expect, "cluster": cluster}
+        summary = jobs.matrix(output=output, **told, **options)
     finish(
         summary,
         as_json,
@@ -179,7 +188,7 @@ def _look_up(as_json: bool, output: Path, soft: Summary, options: Summary) -> No
     """Answer `fastpair matrix --lookup`."""
     refused = {"dense", "histogram", "bins", "compression", "resume", "device_memory", "exclude"}
     refused |= {"left_column", "right_column", "keys", "separator", "header", "follow_links"}
-    refused |= {"plan"}
+    refused |= {"plan", "scheduler", "workers", "consolidate"}
     for name in sorted(refused & given_options()):
         raise click.UsageError(f"{spelled(name)} does not go with --lookup")
     options = {name: value for name, value in options.items() if name not in refused}

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,13 @@ plan_option = click.option(
 )
 
 
+def without_cluster(options: dict[str, Any]) -> None:
+    """Take the options of `cluster_options` out of those of a command; refuse them."""
+    for name in ("scheduler", "workers", "consolidate"):
+        if options.pop(name):
+            raise click.UsageError(f"--{name} does not go with --plan")
+
+
 def show_plan(plan: Summary, as_json: bool) -> None:
     """Print what a run would do; see docs/scaling.md."""
     if as_json:
@@ -178,6 +186,47 @@ device_options = options_together(
         help="Memory to use on each GPU, such as 8GiB.  [default: 90 % of what is free there]",
     ),
 )
+
+worker_options = options_together(
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Run on the Dask cluster of this scheduler, such as tcp://host:8786.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Run in N processes on this machine, which share --threads and --memory.",
+    ),
+)
+
+cluster_options = options_together(
+    worker_options,
+    click.option(
+        "--consolidate",
+        is_flag=True,
+        help="On a cluster: write one file, as without a cluster, and no file over parts.",
+    ),
+)
+
+
+def on_cluster(options: dict[str, Any]) -> Any:
+    """Take the options of `worker_options` out of those of a command.
+
+    Returns
+    -------
+    context : a ``with`` statement that gives what the command's function takes for `cluster`.
+    """
+    scheduler, workers = options.pop("scheduler"), options.pop("workers")
+    if (scheduler, workers) == (None, None):
+        if options.get("consolidate"):
+            raise click.UsageError("--consolidate goes with --scheduler or --workers")
+        return nullcontext()
+    from fastpair.distributed import connected
+
+    shared = {name: options.get(name) for name in ("threads", "memory")}
+    return connected(scheduler, workers, device=options.get("device", "auto"), **shared)
 
 
 def _import_own_head(

@@ -60,6 +60,8 @@ def matrix(
     resume: bool = False,
     overwrite: bool = False,
     plan: bool = False,
+    cluster: Any = None,
+    consolidate: bool = False,
     progress: Count = ignore,
     expect: Callable[[int | None], None] | None = None,
 ) -> Summary:
@@ -80,6 +82,10 @@ def matrix(
     resume : go on with what an interrupted run left; a histogram begins anew.
     plan : return what the run would do, see `fastpair.jobs.by_blocks.matrix_plan`; nothing is
         scored or written.
+    cluster : a ``distributed.Client``, or what `fastpair.distributed.connected` gives: its workers
+        walk, `threads` and `memory` are those of each task; see `fastpair.jobs.cluster_matrix`.
+    consolidate : write one file, equal to that of a run without a cluster, byte for byte; default:
+        the best of rows and dense matrices are HDF5 over part files beside it.
 
     Returns
     -------
@@ -108,6 +114,20 @@ def matrix(
         check_filter(compression)
     inputs = [Path(path) for path in (table, against, exclude) if path is not None]
     check_output(output, overwrite=overwrite, inputs=inputs)
+    if consolidate and cluster is None:
+        raise ArgumentError("--consolidate goes with --scheduler or --workers")
+    if plan and cluster is not None:
+        raise ArgumentError("--plan is of a run on this machine: leave out --scheduler, --workers")
+    if cluster is not None:
+        from fastpair.jobs.cluster_matrix import matrix_on_cluster
+
+        asked: Summary = {"table": table, "against": against, "exclude": exclude}
+        asked |= {**named, "reading": reading, "top_k": top_k, "threshold": threshold}
+        asked |= {"bins": bins or 100, "form": form}
+        options: Summary = {"threads": threads, "memory": memory, "device": device}
+        options |= {"device_memory": device_memory, "resume": resume, "overwrite": overwrite}
+        options |= {"compression": compression, "consolidate": consolidate}
+        return matrix_on_cluster(cluster, asked, output, progress, expect, **options)
     on_device = device_bytes(device, device_memory)
     begun = time.perf_counter()
     tables = read_or_leave(
@@ -127,25 +147,22 @@ def matrix(
         )
     notes: list[str] = []
     left_out: Exclusions | None = None
-    identity: dict[str, str] = {}
     if exclude is not None:
         from fastpair.exclusions import read_exclusions
 
         exclude = received(exclude)
         left_out, notes = read_exclusions(exclude, left, right, budget, options=reading, **named)
         budget = max(LEAST_MEMORY, budget - left_out.keys.nbytes)
-        identity["exclude"] = file_fingerprint(exclude)
-        identity["reading of exclude"] = f"{sorted(named.items())}, {reading}"
     choice = pick(device, pairs=walked, least=LEAST_WALKED) if not tables.stored else Choice()
 
     def walk(rows: np.ndarray, right_rows: np.ndarray | None, room: int, **more: Any) -> Any:
         options: Summary = {"threads": threads, "memory": room, "progress": progress, **more}
         # walks that go on side by side share the device as they share the memory here
         share = None if on_device is None else max(1, on_device * room // budget)
-        return _all_pairs(choice, rows, right_rows, left.plan, share, **options)
+        return all_pairs_on(choice, rows, right_rows, left.plan, share, **options)
 
     remaining = _walk_from(walk, tables, budget, left_out, progress)
-    by_device = dense or left.plan.link in LINKS_BY_DEVICE  # other bits on another device
+    read = {**named, "reading": reading}
     target = MatrixOutput(
         path=output,
         form=form,
@@ -153,18 +170,8 @@ def matrix(
         ids=left.ids,
         ids_right=None if right is None else right.ids,
         distinct=right is not None,
-        identity={
-            **identity,
-            "table": left.digest,
-            "right table": "the same" if right is None else right.digest,
-            "kernels": digest_of_kernels(),
-            "device": choice.kind if by_device else "any",
-        },
-        attributes={
-            "unit": left.unit,
-            "model_fingerprint": left.fingerprint,
-            "two_tables": right is not None,
-        },
+        identity=identity_of(left, right, choice.kind, form, exclude, read),
+        attributes=attributes_of(left, right),
         compression=compression,
         overwrite=overwrite,
         resume=resume,
@@ -194,6 +201,50 @@ def matrix(
         "device_note": choice.note,
         "unit": left.unit,
         "notes": [*_matrix_notes(choice, left), *notes],
+    }
+
+
+def identity_of(
+    left: Table,
+    right: Table | None,
+    device: str,
+    form: str,
+    exclude: Path | None,
+    read: Summary,
+) -> dict[str, str]:
+    """What a run is made of, by name, but for the numbers of its form.
+
+    Parameters
+    ----------
+    left, right : the tables; `right` is None where they are one.
+    device : kind of the device.
+    form : what is kept of the pairs.
+    exclude : the pairs to leave out, or None.
+    read : the options by which they are read; ``reading`` among them.
+    """
+    by_device = form == "dense" or left.plan.link in LINKS_BY_DEVICE  # other bits on another one
+    identity = {
+        "table": left.digest,
+        "right table": "the same" if right is None else right.digest,
+        "kernels": digest_of_kernels(),
+        "device": device if by_device else "any",
+    }
+    if exclude is None:
+        return identity
+    columns = sorted((name, value) for name, value in read.items() if name != "reading")
+    return {
+        "exclude": file_fingerprint(exclude),
+        "reading of exclude": f"{columns}, {read['reading']}",
+        **identity,
+    }
+
+
+def attributes_of(left: Table, right: Table | None) -> Summary:
+    """The attributes of a file of all pairs."""
+    return {
+        "unit": left.unit,
+        "model_fingerprint": left.fingerprint,
+        "two_tables": right is not None,
     }
 
 
@@ -244,7 +295,7 @@ def _matrix_notes(choice: Choice, table: Table) -> list[str]:
     return [note for note in (slow, choice.told) if note]
 
 
-def _all_pairs(
+def all_pairs_on(
     choice: Choice,
     left: np.ndarray,
     right: np.ndarray | None,

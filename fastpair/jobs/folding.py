@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,7 +35,8 @@ from fastpair.spooling import received
 from fastpair.staging import check_output
 
 if TYPE_CHECKING:
-    pass
+    from fastpair.ingest import EmbeddingSource
+    from fastpair.model import Model
 
 FOLDED_AT_ONCE = 1 << 22
 """Numbers of embeddings that are folded together: 32 MiB in float64."""
@@ -95,6 +96,8 @@ def project(
     threads: int | None = None,
     memory: str | int | None = None,
     overwrite: bool = False,
+    cluster: Any = None,
+    resume: bool = False,
     progress: Count = ignore,
     expect: Callable[[int | None], None] | None = None,
 ) -> Summary:
@@ -110,27 +113,30 @@ def project(
     nonfinite : "refuse" (the default) embeddings that are not finite, or "nan": they score NaN.
     threads : default one for each processor.
     memory : bounds the blocks.
+    cluster : a ``distributed.Client``, or what `fastpair.distributed.connected` gives: its workers
+        fold, `threads` and `memory` are those of each task; see `fastpair.jobs.cluster_folding`.
+    resume : on a cluster, go on with what an interrupted run left.
     """
+    if resume and cluster is None:
+        raise ArgumentError("--resume of a projection goes with --scheduler or --workers")
     similarity = load_model(model)
     expect_hdf5(output)
     inputs = [Path(path) for path in (embeddings, model) if path is not None]
     check_output(Path(output), overwrite=overwrite, inputs=inputs)
+    asked: Summary = {"model": model, "embeddings": embeddings, "precision": precision}
+    asked |= {"side": side, "dataset": dataset, "reading": reading, "nonfinite": nonfinite}
+    if cluster is not None:
+        from fastpair.jobs.cluster_folding import project_on_cluster
+
+        options: Summary = {"threads": threads, "memory": memory}
+        options |= {"overwrite": overwrite, "resume": resume}
+        return project_on_cluster(cluster, asked, Path(output), progress, expect, **options)
     begun = time.perf_counter()
-    tables, folded_side, made_from = similarity.tables, side, None
-    if embeddings is None:
-        if (dataset, reading, nonfinite) != (None, AS_FOUND, "refuse"):
-            raise ArgumentError(
-                "--dataset, --nonfinite and options of reading go with EMBEDDINGS, which are not "
-                "given"
-            )
-        source, folded_side = own_source(similarity, model, side), "both"
-    else:
+    if embeddings is not None:
         refuse_embeddings(similarity, model)
-        embeddings = received(embeddings)
-        made_from = {"embeddings_fingerprint": file_fingerprint(embeddings)}
-        source = open_embeddings(embeddings, dataset=dataset, options=reading, nonfinite=nonfinite)
-    count, columns = source.shape
-    folder = Folder(similarity, columns, precision, side=folded_side, threads=threads)
+        asked["embeddings"] = received(embeddings)
+    source, folder, made_from = open_projection(similarity, threads=threads, **asked)
+    tables, (count, columns) = similarity.tables, source.shape
     width = max(columns, folder.plan.layout.row_bytes // 4)
     step = max(1, min(FOLDED_AT_ONCE, memory_budget(memory) // 64) // width)
     if expect is not None:
@@ -139,19 +145,8 @@ def project(
         for _, block in source.blocks(step):
             folder.survey(block)
             progress(len(block))
-    with TableWriter(
-        output,
-        count,
-        folder.plan,
-        ids=source.ids,
-        fingerprint=similarity.fingerprint(),
-        model_name=Path(model).name,
-        side=side,
-        unit=similarity.unit,
-        threshold=similarity.threshold,
-        calibration=similarity.calibration,
-        made_from=made_from,
-        overwrite=overwrite,
+    with table_writer(
+        similarity, asked, source, folder, made_from, output, overwrite=overwrite
     ) as table:
         for start, block in source.blocks(step):
             table.write(start, folder.fold(block, start))
@@ -160,11 +155,73 @@ def project(
             table.isolate(np.flatnonzero(source.isolated))
         if tables is not None:
             table.write_unknown(folder.fold(tables.of(side).unknown[None]))
+    return summary_of(similarity, source, folder, output, begun)
+
+
+def table_writer(
+    similarity: Model,
+    asked: Summary,
+    source: EmbeddingSource,
+    folder: Folder,
+    made_from: dict[str, str] | None,
+    output: Path,
+    *,
+    overwrite: bool,
+) -> TableWriter:
+    """Return what writes the table of a projection; `asked` are its options."""
+    return TableWriter(
+        output,
+        source.shape[0],
+        folder.plan,
+        ids=source.ids,
+        fingerprint=similarity.fingerprint(),
+        model_name=Path(asked["model"]).name,
+        side=asked["side"],
+        unit=similarity.unit,
+        threshold=similarity.threshold,
+        calibration=similarity.calibration,
+        made_from=made_from,
+        overwrite=overwrite,
+    )
+
+
+def open_projection(
+    similarity: Model,
+    *,
+    model: str | Path,
+    embeddings: Path | None,
+    precision: str,
+    side: str,
+    dataset: str | None,
+    reading: ReadOptions,
+    nonfinite: str,
+    threads: int | None,
+) -> tuple[EmbeddingSource, Folder, dict[str, str] | None]:
+    """Return what is folded, what folds it, and what a table tells of its origin."""
+    if embeddings is None:
+        if (dataset, reading, nonfinite) != (None, AS_FOUND, "refuse"):
+            raise ArgumentError(
+                "--dataset, --nonfinite and options of reading go with EMBEDDINGS, which are not "
+                "given"
+            )
+        source, side, made_from = own_source(similarity, model, side), "both", None
+    else:
+        refuse_embeddings(similarity, model)
+        made_from = {"embeddings_fingerprint": file_fingerprint(embeddings)}
+        source = open_embeddings(embeddings, dataset=dataset, options=reading, nonfinite=nonfinite)
+    folder = Folder(similarity, source.shape[1], precision, side=side, threads=threads)
+    return source, folder, made_from
+
+
+def summary_of(
+    similarity: Model, source: EmbeddingSource, folder: Folder, output: Path, begun: float
+) -> Summary:
+    """Return what is told of a table that was made."""
     return {
         "output": str(output),
-        "rows": count,
+        "rows": source.shape[0],
         "row_bytes": folder.plan.layout.row_bytes,
-        "precision": precision,
+        "precision": folder.plan.precision,
         "raw_error_bound": folder.raw_error_bound(),
         "unit": similarity.unit,
         "seconds": time.perf_counter() - begun,

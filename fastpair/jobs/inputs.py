@@ -128,6 +128,7 @@ def load_tables(
     *,
     unknown: bool = False,
     either_way: bool = False,
+    without_rows: bool = False,
 ) -> tuple[Table, Table | None, int]:
     """Read one or two tables that belong together; return also the memory that is left.
 
@@ -135,7 +136,10 @@ def load_tables(
     ----------
     unknown : whether the rows of unknown ids come too.
     either_way : whether a right table may be the first and a left one the second.
+    without_rows : read everything but the rows, which others score: they are (N, 0) bytes.
     """
+    if without_rows:
+        return _known_tables(table, against, unknown, either_way)
     budget = memory_budget(memory)
     paths = [Path(table)] if against is None else [Path(table), Path(against)]
     sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
@@ -153,6 +157,25 @@ def load_tables(
         right = replace(right, rows=rows[1], plan=rows[2])
     check_sides(table, left, right, either_way)
     return left, right, budget - sum(sizes)
+
+
+def _known_tables(
+    table: Path, against: Path | None, unknown: bool, either_way: bool
+) -> tuple[Table, Table | None, int]:
+    """Read what there is to know of tables without their rows."""
+    tables = []
+    for path in (table, against):
+        if path is not None:
+            found = read_table(path, random_access=False, unknown=unknown)
+            tables.append(replace(found, rows=np.empty((len(found.rows), 0), np.uint8)))
+    left, right = tables[0], tables[1] if len(tables) > 1 else None
+    if right is not None:
+        check_models(table, left, against, right)
+        nothing = np.empty((0, left.plan.layout.row_bytes), np.uint8)
+        plan = meet(nothing, left.plan, nothing, right.plan)[2]
+        left, right = replace(left, plan=plan), replace(right, plan=plan)
+    check_sides(table, left, right, either_way)
+    return left, right, 0
 
 
 def check_models(table: Path, left: Table, against: Path | None, right: Table) -> None:

@@ -6,8 +6,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from fastpair.jobs.inputs import (
     file_fingerprint,
     file_time,
     ignore,
+    load_tables,
     prepare_kernels,
     table_sizes,
 )
@@ -82,6 +84,8 @@ def score(
     resume: bool = False,
     overwrite: bool = False,
     plan: bool = False,
+    cluster: Any = None,
+    consolidate: bool = False,
     progress: Count = ignore,
     expect: Callable[[int | None], None] | None = None,
 ) -> Summary:
@@ -109,6 +113,10 @@ def score(
         library functions differ; there the kind of device is part of what a run is.
     plan : return what the run would do, see `fastpair.jobs.by_blocks.scoring_plan`; nothing is
         scored or written.
+    cluster : a ``distributed.Client``, or what `fastpair.distributed.connected` gives: its workers
+        score, `threads` and `memory` are those of each task; see `fastpair.jobs.cluster_scoring`.
+    consolidate : write one file, equal to that of a run without a cluster, byte for byte; default:
+        HDF5 over part files beside it, and for ``.parquet`` a folder of files.
 
     Returns
     -------
@@ -136,69 +144,60 @@ def score(
     inputs = [Path(path) for path in (table, pairs, against) if path is not None]
     check_output(output, overwrite=overwrite, inputs=inputs)
     check_buckets(output, inputs, resume=resume, overwrite=overwrite or plan)
-    on_device = device_bytes(device, device_memory)
+    if consolidate and cluster is None:
+        raise ArgumentError("--consolidate goes with --scheduler or --workers")
+    if plan and cluster is not None:
+        raise ArgumentError("--plan is of a run on this machine: leave out --scheduler, --workers")
     if resume and is_stream(Path(pairs)):
         raise ArgumentError(f"--resume needs a pair file, but {pairs} can be read only once")
+    asked: Summary = {
+        "table": table,
+        "pairs": pairs,
+        "against": against,
+        "probability": probability,
+        "decision": decision,
+        "distance": distance,
+        "left_column": left_column,
+        "right_column": right_column,
+        "keys": keys,
+        "dataset": dataset,
+        "reading": reading,
+        "unknown": unknown,
+    }
+    if cluster is not None:
+        from fastpair.jobs.cluster_scoring import score_on_cluster
+
+        options: Summary = {"threads": threads, "memory": memory, "device": device}
+        options |= {"device_memory": device_memory, "resume": resume, "overwrite": overwrite}
+        options |= {"min_score": min_score, "compression": compression, "consolidate": consolidate}
+        return score_on_cluster(cluster, asked, output, progress, expect, **options)
+    on_device = device_bytes(device, device_memory)
     begun = time.perf_counter()
-    pairs = received(pairs)
+    asked["pairs"] = pairs = received(pairs)
     preparing = threading.Thread(target=prepare_kernels, name="fastpair-prepare")
     preparing.start()  # takes the interpreter half a second, in which tables are read
-    stand_in = unknown in (None, "mean")
-    files: Summary = {"table": table, "against": against, "memory": memory, "unknown": stand_in}
-    tables = read_or_leave(**files, device=device, leave=plan)
-    left, right = tables.left, tables.right
-    both = right or left
-    unknown, unknown_rows = _unknown_ids(unknown, left, both)
-    unit, written = _written_as(table, left, probability, decision, distance)
-    source = open_pairs(
-        pairs,
-        ids=left.ids,
-        count=left.count,
-        right_ids=both.ids,
-        right_count=both.count,
-        left_column=left_column,
-        right_column=right_column,
-        keys=keys,
-        dataset=dataset,
-        unknown="nan" if unknown == "nan" else "refuse",
-        unknown_rows=unknown_rows,
-        options=reading,
-    )
+    opened = open_scoring(**asked, memory=memory, device=device, rows="file" if plan else "either")
+    source = opened.source
     if plan:
         again = suffix is not None or min_score is not None
-        return scoring_plan(tables, source, memory, threads, again=again)
-    choice = Choice() if tables.stored else pick(device, pairs=source.count)
-    room, counted = tables.budget, (thread_count(threads), len(choice.runtimes))
-    if tables.stored is None:
-        beside = bytes_beside(source, *counted)
-        if beside > room and device in ("auto", "cpu"):  # the tables alone would fit
-            del left, right, both
-            tables = read_or_leave(**files, device=device, leave=True)
-            left, right, choice = tables.left, tables.right, Choice()
-            both = right or left
-        else:
-            room = _check_room(room, beside)
+        return scoring_plan(opened.tables, source, memory, threads, again=again)
+    choice = Choice() if opened.tables.stored else pick(device, pairs=source.count)
+    counted = thread_count(threads), len(choice.runtimes)
+    short = bytes_beside(source, *counted) > opened.tables.budget
+    if opened.tables.stored is None and short and device in ("auto", "cpu"):
+        opened, choice = opened.without_rows(memory), Choice()  # the tables alone would fit
+    room = opened.tables.budget
+    if opened.tables.stored is None:
+        room = check_room(room, source, *counted)
+    left, right, both = opened.left, opened.right, opened.both
     if expect is not None:
         expect(source.count)
-    scorer = _pair_scorer(choice, tables, threads, on_device, room)
-    identity = {
-        "table": left.digest,
-        "right table": "the same" if right is None else right.digest,
-        "pair file": file_fingerprint(pairs),
-        "columns": f"{source.names[0]}, {source.names[1]}, {source.keys}",
-        "unit": unit,
-        "dataset": str(dataset),
-        "reading": f"{reading}, unknown: {unknown}",
-        "kernels": digest_of_kernels(),
-        "device": choice.kind if left.plan.link in LINKS_BY_DEVICE else "any",
-    }
-    attributes: Summary = {
-        "unit": unit,
-        "model_fingerprint": left.fingerprint,
-        "two_tables": right is not None,
-    }
-    if decision:
-        attributes["threshold"] = left.threshold
+    scorer: PairScorer | GpuPairScorer | BlockwiseScorer
+    if opened.tables.stored is not None:
+        scorer = BlockwiseScorer(opened.tables.stored, memory=room, threads=threads)
+    else:
+        scorer = pair_scorer(choice, left, right, threads, on_device, room)
+    identity, attributes = opened.identity(choice.kind), opened.attributes()
     scoring_begun = time.perf_counter()
     with ScoreFile(
         output,
@@ -210,18 +209,20 @@ def score(
         resume=resume,
     ) as file:
         try:
-            isolated = (left.isolated, both.isolated)
-            common: Summary = {
-                "progress": progress,
-                "isolated": isolated,
-                "unknown_rows": unknown_rows,
-            }
             if isinstance(scorer, BlockwiseScorer):
                 run: Summary = {"output": output, "identity": run_identity(file), "resume": resume}
-                resumed, strange, told = scorer.fill(file, source, written, **run, **common)
+                resumed, strange, told = scorer.fill(
+                    file,
+                    source,
+                    opened.written,
+                    progress=progress,
+                    isolated=opened.isolated,
+                    unknown_rows=opened.unknown_rows,
+                    **run,
+                )
             else:
                 discard_buckets(output)  # of a run that began with less memory
-                resumed, strange = _score_blocks(file, source, scorer, written, **common)
+                resumed, strange = _score_blocks(file, opened, scorer, progress)
                 told = {}
         except DataError:
             file.discard()  # no resume can mend the pair file
@@ -230,10 +231,10 @@ def score(
         notes = [source.assumed, source.unknown_note(), choice.told]
         strange += source.unknown_pairs
         counts = (left.count, both.count)
-        finishing = _Finishing(file, source, output, min_score, compression, overwrite, counts)
+        finishing = Finishing(file, source, output, min_score, compression, overwrite, counts)
         kept = finishing.listed() if suffix is not None else finishing.hdf5()
-    if strange and unknown == "mean":
-        notes.append(f"{strange} pairs have unknown ids, which score as the mean of their side")
+    if strange and opened.unknown == "mean":
+        notes.append(MEAN_NOTE.format(strange))
     return {
         "work": "score",
         "output": str(output),
@@ -247,12 +248,149 @@ def score(
         "threads": scorer.threads,
         "device": choice.name,
         "device_note": choice.note,
-        "unit": unit,
+        "unit": opened.unit,
         "keys": source.keys,
         "unknown": strange,
         **({"by_blocks": told} if told else {}),
         "notes": [note for note in notes if note],
     }
+
+
+MEAN_NOTE = "{} pairs have unknown ids, which score as the mean of their side"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a run scores.
+
+    Parameters
+    ----------
+    tables : those of the two sides, in memory or in their files.
+    source : the pairs.
+    unknown, unknown_rows : what becomes of unknown ids, and the rows that stand for them.
+    unit, written : what is written, and what turns scores (m,) float32 into it.
+    asked : the options that say what the run is.
+    """
+
+    tables: Tables
+    source: PairSource
+    unknown: str
+    unknown_rows: tuple[int | None, int | None]
+    unit: str
+    written: Callable[[np.ndarray], np.ndarray]
+    asked: Summary
+
+    @property
+    def left(self) -> Table:
+        """The table of the left entities."""
+        return self.tables.left
+
+    @property
+    def right(self) -> Table | None:
+        """The table of the right entities, None where it is the left one."""
+        return self.tables.right
+
+    @property
+    def both(self) -> Table:
+        """The table of the right entities."""
+        return self.right or self.left
+
+    @property
+    def isolated(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The isolated rows of both sides."""
+        return self.left.isolated, self.both.isolated
+
+    def without_rows(self, memory: str | int | None) -> Opened:
+        """The same, with the rows of the tables left in their files."""
+        options: Summary = {"unknown": self.asked["unknown"] in (None, "mean"), "leave": True}
+        tables = read_or_leave(self.asked["table"], self.asked["against"], memory, "cpu", **options)
+        return replace(self, tables=tables)
+
+    def identity(self, device: str) -> dict[str, str]:
+        """What the run is made of, by name, on a kind of device."""
+        source = self.source
+        return {
+            "table": self.left.digest,
+            "right table": "the same" if self.right is None else self.right.digest,
+            "pair file": file_fingerprint(source.path),
+            "columns": f"{source.names[0]}, {source.names[1]}, {source.keys}",
+            "unit": self.unit,
+            "dataset": str(self.asked["dataset"]),
+            "reading": f"{self.asked['reading']}, unknown: {self.unknown}",
+            "kernels": digest_of_kernels(),
+            "device": device if self.left.plan.link in LINKS_BY_DEVICE else "any",
+        }
+
+    def attributes(self) -> Summary:
+        """The attributes of a file of its scores."""
+        told: Summary = {
+            "unit": self.unit,
+            "model_fingerprint": self.left.fingerprint,
+            "two_tables": self.right is not None,
+        }
+        return told | ({"threshold": self.left.threshold} if self.asked["decision"] else {})
+
+    def values(self, block: PairBlock, scores: np.ndarray) -> np.ndarray:
+        """What is written of the scores (m,) of a block: NaN where a key stands for nothing."""
+        from fastpair.isolation import isolated_pairs
+
+        values = self.written(scores)
+        for spoiled in (block.unknown, isolated_pairs(block.left, block.right, self.isolated)):
+            if spoiled is not None:
+                values = np.where(spoiled, np.float32(np.nan), values)
+        return values
+
+    def strange(self, block: PairBlock) -> int:
+        """How many pairs of a block have the row of an unknown id."""
+        if self.unknown_rows == (None, None):
+            return 0
+        left, right = self.unknown_rows
+        return int(np.sum((block.left == left) | (block.right == right)))
+
+
+def open_scoring(
+    *,
+    rows: str = "memory",
+    memory: str | int | None = None,
+    device: str = "cpu",
+    **asked: Any,
+) -> Opened:
+    """Open what a run scores.
+
+    Parameters
+    ----------
+    rows : where those of the tables are to be: in "memory", in the "file", in "either" as they fit,
+        or in "none", because others score them.
+    memory, device : as `read_or_leave` takes them.
+    asked : options of `score`.
+    """
+    table, against, unknown = asked["table"], asked["against"], asked["unknown"]
+    options: Summary = {"unknown": unknown in (None, "mean")}
+    if rows in ("memory", "none"):
+        tables = Tables(
+            *load_tables(table, against, memory, without_rows=rows == "none", **options)
+        )
+    else:
+        tables = read_or_leave(table, against, memory, device, leave=rows == "file", **options)
+    left, both = tables.left, tables.right or tables.left
+    unknown, unknown_rows = _unknown_ids(unknown, left, both)
+    forms = (asked["probability"], asked["decision"], asked["distance"])
+    unit, written = _written_as(table, left, *forms)
+    source = open_pairs(
+        asked["pairs"],
+        ids=left.ids,
+        count=left.count,
+        right_ids=both.ids,
+        right_count=both.count,
+        left_column=asked["left_column"],
+        right_column=asked["right_column"],
+        keys=asked["keys"],
+        dataset=asked["dataset"],
+        unknown="nan" if unknown == "nan" else "refuse",
+        unknown_rows=unknown_rows,
+        options=asked["reading"],
+    )
+    return Opened(tables, source, unknown, unknown_rows, unit, written, asked)
 
 
 def _unknown_ids(
@@ -271,17 +409,15 @@ def _unknown_ids(
     return unknown or "refuse", (None, None)
 
 
-def _pair_scorer(
+def pair_scorer(
     choice: Choice,
-    tables: Tables,
+    left: Table,
+    right: Table | None,
     threads: int | None,
     device_memory: int | None,
     room: int,
-) -> PairScorer | GpuPairScorer | BlockwiseScorer:
+) -> PairScorer | GpuPairScorer:
     """Return what scores pairs on the chosen device; on GPUs, `room` bytes may sort pairs."""
-    if tables.stored is not None:
-        return BlockwiseScorer(tables.stored, memory=tables.budget, threads=threads)
-    left, right = tables.left, tables.right
     rows = (
         left.rows,
         left.plan,
@@ -355,8 +491,9 @@ def bytes_beside(source: PairSource, threads: int, gpus: int = 0) -> int:
     return needed + source.reading_bytes(threads)
 
 
-def _check_room(budget: int, needed: int) -> int:
+def check_room(budget: int, source: PairSource, threads: int, gpus: int = 0) -> int:
     """Return the bytes left beside the tables and blocks of pairs, or refuse the run."""
+    needed = bytes_beside(source, threads, gpus)
     if needed > budget:
         raise MemoryBudgetError(
             f"blocks of pairs need {needed} bytes beside the tables, but --memory leaves {budget}: "
@@ -366,13 +503,7 @@ def _check_room(budget: int, needed: int) -> int:
 
 
 def _score_blocks(
-    file: ScoreFile,
-    source: PairSource,
-    scorer: PairScorer | GpuPairScorer,
-    written: Callable[[np.ndarray], np.ndarray],
-    progress: Count,
-    isolated: tuple[np.ndarray | None, np.ndarray | None],
-    unknown_rows: tuple[int | None, int | None],
+    file: ScoreFile, opened: Opened, scorer: PairScorer | GpuPairScorer, progress: Count
 ) -> tuple[int, int]:
     """Score all blocks that are not done.
 
@@ -381,9 +512,7 @@ def _score_blocks(
     start : the pair at which that began.
     strange : pairs with the row of an unknown id among those that were scored.
     """
-    from fastpair.isolation import isolated_pairs
-
-    undone, strange = np.flatnonzero(~file.done), 0
+    source, undone, strange = opened.source, np.flatnonzero(~file.done), 0
     if not len(undone):
         progress(source.count)
         return source.count, 0
@@ -392,20 +521,13 @@ def _score_blocks(
     blocks = source.blocks(SCORE_BLOCK, start, threads=scorer.threads)
     wanted = (block for block in blocks if not file.done[block.start // SCORE_BLOCK])
     for block, scores in scorer.stream(wanted):
-        values = written(scores)
-        for spoiled in (block.unknown, isolated_pairs(block.left, block.right, isolated)):
-            if spoiled is not None:
-                values = np.where(spoiled, np.float32(np.nan), values)
-        file.write_block(block.start // SCORE_BLOCK, values)
-        if unknown_rows != (None, None):
-            strange += int(
-                np.sum((block.left == unknown_rows[0]) | (block.right == unknown_rows[1]))
-            )
+        file.write_block(block.start // SCORE_BLOCK, opened.values(block, scores))
+        strange += opened.strange(block)
         progress(len(scores))
     return start, strange
 
 
-class _Finishing:
+class Finishing:
     """Turns staged scores, all of which are done, into what was asked for.
 
     Parameters
