@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import RegressorTags, TransformerTags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
@@ -175,7 +175,7 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
             sides += self._sides(pairs_valid, left.shape[1])
             held = self._known_labels(y_valid, len(sides[2]))
         rows, numbers = _distinct_rows(sides)
-        weights = None if sample_weight is None else as_array(sample_weight, "sample_weight")
+        weights = self._weights(sample_weight, labels)
         result = train(
             rows,
             numbers[0],
@@ -237,6 +237,24 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
             classes = np.array([-1, 1], labels.dtype if labels.dtype.kind in "fi" else np.int64)
         self.classes_ = classes
         return (labels == classes[1]).astype(np.float64)
+
+    def _weights(self, sample_weight: ArrayLike, labels: np.ndarray) -> np.ndarray | None:
+        """Return weights (n,) or None; refuse those of which nothing or one class is left."""
+        if sample_weight is None:
+            return None
+        weights = as_array(sample_weight, "sample_weight")
+        if weights.shape != labels.shape:
+            raise ArgumentError(
+                f"sample_weight has shape {weights.shape}, expected one a pair: {labels.shape}"
+            )
+        weights = as_numbers(weights, "sample_weight")
+        if not weights.any():
+            raise DataError("every sample_weight is zero: nothing counts")
+        if not self.graded and self.loss != "sampled" and np.ptp(labels[weights > 0]) == 0:
+            raise DataError(
+                "pairs with a sample_weight above zero have one class alone: weigh others too"
+            )
+        return weights
 
     def _known_labels(self, y: ArrayLike, count: int) -> np.ndarray:
         """Return labels (n,) float64 of pairs that are not learned from."""
@@ -302,7 +320,6 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
 
     def _points(self, X: ArrayLike) -> np.ndarray:
         """Return embeddings (n, d) that come as they are or as indicators (n,)."""
-        check_is_fitted(self, "model_")
         array = as_array(X, "X")
         if array.ndim == 1 and self.preprocessor is not None:
             array = self._fetched(array)
@@ -403,6 +420,7 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
             distances are those of `pair_distance`; of the head cosine, rows of length 1; of a sum
             of heads, the outputs of their towers side by side.
         """
+        check_is_fitted(self, "model_")
         return projected(self.model_, self._points(X))
 
     # --- threshold ---
@@ -526,9 +544,8 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
         tags.input_tags.two_d_array = self.preprocessor is not None
         tags.input_tags.three_d_array = True
         tags.target_tags.required = True
+        tags.transformer_tags = TransformerTags()
         if self.graded:
-            from sklearn.utils import RegressorTags
-
             tags.estimator_type, tags.classifier_tags = "regressor", None
             tags.regressor_tags = RegressorTags()
         else:

@@ -82,6 +82,8 @@ def as_numbers(array: np.ndarray, name: str) -> np.ndarray:
         raise ArgumentError(f"{name} are {array.dtype}, expected real numbers")
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64)
+    if not array.size:
+        return array
     rows = array.reshape(len(array), -1)
     step = max(1, (1 << 22) // max(1, rows.shape[1]))
     for start in range(0, len(rows), step):

@@ -38,6 +38,7 @@ from fastpair.model import Branch, Model, builtin, fit_preparation
 from fastpair.objectives import balanced
 from fastpair.properties import guarantees_reflexivity
 from fastpair.splitting import split_pairs, with_bad_pairs
+from fastpair.towers import Identity, Linear, Tower, principal_directions
 from fastpair.transitivity import close_pairs, closing_note, pair_codes
 
 FEWEST_PAIRS = 30
@@ -447,8 +448,10 @@ class _Tournament:
         task = self.task
         found = []
         if learns_a_metric(self.arms):
-            kinds = dict.fromkeys(arm.preparation for arm in self.arms)
-            plain = {f"distance ({kind})": plain_distance(task.sample, kind) for kind in kinds}
+            plain = {
+                f"distance ({arm.preparation})": plain_distance(task.sample, arm)
+                for arm in self.arms
+            }
         else:
             plain = {
                 "raw cosine": raw_cosine_model(task.embeddings),
@@ -644,10 +647,18 @@ def model_scores(embeddings: np.ndarray, model: Model, pairs: Pairs) -> np.ndarr
     return scores
 
 
-def plain_distance(rows: np.ndarray, preparation: str) -> Model:
-    """Return minus the squared distance of prepared rows, where nothing was learned."""
-    branch = Branch("mahalanobis", {"log_weight": np.zeros(1)})
-    return Model([branch], rows.shape[1], fit_preparation(rows, preparation))
+def plain_distance(rows: np.ndarray, arm: Arm) -> Model:
+    """Return minus the squared distance of prepared rows, where nothing was learned.
+
+    It is measured among as many principal components as the arm projects to.
+    """
+    columns = rows.shape[1]
+    tower: Tower
+    preparation, tower = fit_preparation(rows, arm.preparation), Identity()
+    if arm.dim is not None and arm.dim < columns:
+        tower = Linear(principal_directions(preparation(rows), arm.dim))
+    branch = Branch("mahalanobis", {"log_weight": np.zeros(1)}, tower)
+    return Model([branch], columns, preparation)
 
 
 def _plain_alone(
@@ -663,7 +674,7 @@ def _plain_alone(
     pairs = Pairs(*(np.concatenate([getattr(p, f) for p in parts]) for f in _FIELDS))
     if learns_a_metric([arm]):
         sample = sample_rows(embeddings, ROWS_LOOKED_AT, np.random.default_rng(0))
-        name, plain = "plain distance", plain_distance(sample, arm.preparation)
+        name, plain = "plain distance", plain_distance(sample, arm)
         scores = model_scores(embeddings, plain, pairs)
     else:
         name, plain = "raw cosine", raw_cosine_model(embeddings)
