@@ -327,7 +327,7 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
             raise ArgumentError(
                 f"X has shape {array.shape}, expected (n, d) embeddings. Reshape your data"
             )
-        points = as_matrix(array, "X")
+        points = np.ascontiguousarray(as_matrix(array, "X"))  # BLAS rounds by the order in memory
         self._check_columns(points.shape[1], self.n_features_in_)
         return points
 

@@ -130,22 +130,29 @@ def as_columns(value: ArrayLike, name: str) -> tuple[Any, Any]:
         left, right = value
         if not on_device(left) or not on_device(right):
             left, right = as_array(left, f"left {name}"), as_array(right, f"right {name}")
-        if left.ndim != 1 or left.shape != right.shape:
+        shapes = _shape(left), _shape(right)
+        if len(shapes[0]) != 1 or shapes[0] != shapes[1]:
             raise ArgumentError(
-                f"the two sides of {name} have shapes {left.shape} and {right.shape}, expected "
+                f"the two sides of {name} have shapes {shapes[0]} and {shapes[1]}, expected "
                 "(M,) twice"
             )
         return left, right
     array = value if on_device(value) else as_array(value, name)
-    if array.shape == (0,):
-        array = array.reshape(0, 2)
-    if array.ndim != 2 or array.shape[1] != 2:
-        raise ArgumentError(
-            f"{name} have shape {array.shape}, expected (M, 2), or a tuple (left, right)"
-        )
+    shape = _shape(array)
+    if shape == (0,):
+        array, shape = np.empty((0, 2), np.int64), (0, 2)
+    if len(shape) != 2 or shape[1] != 2:
+        raise ArgumentError(f"{name} have shape {shape}, expected (M, 2), or a tuple (left, right)")
     if on_device(array):  # kernels take contiguous columns alone
         return tuple(_contiguous(array[:, number]) for number in (0, 1))  # type: ignore[return-value]
     return array[:, 0], array[:, 1]
+
+
+def _shape(array: Any) -> tuple[int, ...]:
+    """Return the shape of an array, here or on a GPU."""
+    if isinstance(array, np.ndarray):
+        return array.shape
+    return tuple(array.__cuda_array_interface__["shape"])
 
 
 def _contiguous(column: Any) -> Any:

@@ -254,7 +254,9 @@ def top_k(
     for first, found, places in _walk(left, right, device, threads, memory).top_k(int(k)):
         rows = slice(first, first + len(found))
         indices[rows] = places
-        scores[rows] = np.where(places < 0, np.float32(np.nan), form(found))
+        there, found = places >= 0, found.copy()
+        found[there] = form(found[there])
+        scores[rows] = found
     if not sparse:
         return indices, scores
     there = indices >= 0
