@@ -20,7 +20,7 @@ from fastpair.arms import choose_arms, learns_a_metric
 from fastpair.calibration import best_cut
 from fastpair.errors import ArgumentError, DataError
 from fastpair.frames import ArrayLike, as_array, as_matrix, as_numbers, as_row_numbers
-from fastpair.functions import score_pairs
+from fastpair.functions import distinct_rows, score_pairs
 from fastpair.learner import rank_quality
 from fastpair.metric import Metric, find_metric, mahalanobis, projected
 from fastpair.model import Model
@@ -168,24 +168,30 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
             raise ArgumentError("pairs_valid and y_valid go together: give both or none")
         if calibration_params is not None and self.graded:
             raise ArgumentError("calibration_params are for a threshold, which grades do not have")
-        left, right = self._sides(pairs)
-        labels = self._fit_labels(y, len(left))
-        sides, held = [left, right], None
+        rows, left, right = self._entities(pairs)
+        labels, held = self._fit_labels(y, len(left)), None
         if pairs_valid is not None:
-            sides += self._sides(pairs_valid, left.shape[1])
-            held = self._known_labels(y_valid, len(sides[2]))
-        rows, numbers = _distinct_rows(sides)
+            more, *ends = self._entities(pairs_valid, rows.shape[1])
+            known = self._known_labels(y_valid, len(ends[0]))
+            held = ends[0] + len(rows), ends[1] + len(rows), known
+            rows = np.concatenate([rows, more])
+        first, same = distinct_rows(rows)  # what is equal is one entity, wherever it stands
+        rows, left, right = rows[first], same[left], same[right]
+        if held is not None:
+            held = same[held[0]], same[held[1]], held[2]
         weights = self._weights(sample_weight, labels)
         result = train(
             rows,
-            numbers[0],
-            numbers[1],
+            left,
+            right,
             labels,
-            valid=None if held is None else (numbers[2], numbers[3], held),
+            valid=held,
             weights=weights,
             seed=self._seed(),
             **self._settings(rows.shape[1]),
         )
+        if self.graded and hasattr(self, "classes_"):
+            del self.classes_  # of an earlier fit
         self.model_, self.n_features_in_ = result.model, rows.shape[1]
         self.history_, self.arms_, self.notes_ = result.history, result.arms, result.notes
         if calibration_params is not None:
@@ -272,6 +278,27 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
 
     # --- pairs and points ---
 
+    def _entities(
+        self, pairs: ArrayLike, columns: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return embeddings (N, d) and the rows (n,) of both sides of pairs among them."""
+        array = as_array(pairs, "pairs")
+        if self._are_row_numbers(array):
+            count = len(as_array(self.preprocessor, "preprocessor"))
+            numbers = as_row_numbers(array, "pairs", count)
+            used, places = np.unique(numbers, return_inverse=True)
+            rows, places = self._fetched(used), places.reshape(-1, 2)
+            self._check_columns(rows.shape[1], columns)
+            return rows, places[:, 0], places[:, 1]
+        left, right = self._sides(array, columns)
+        places = np.arange(2 * len(left))
+        return np.concatenate([left, right]), places[: len(left)], places[len(left) :]
+
+    def _are_row_numbers(self, array: np.ndarray) -> bool:
+        """Whether pairs name rows of an array, each of which is then looked at once."""
+        shared = self.preprocessor is not None and not callable(self.preprocessor)
+        return shared and array.ndim == 2 and array.shape[1] == 2 and len(array) > 0
+
     def _sides(self, pairs: ArrayLike, columns: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the embeddings (n, d) of both sides of pairs."""
         array = as_array(pairs, "pairs")
@@ -343,14 +370,9 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "model_")
         array = as_array(pairs, "pairs")
         options: dict[str, Any] = {"model": self.model_, "threads": self.threads}
-        shared = array.ndim == 2 and self.preprocessor is not None
-        if shared and not callable(self.preprocessor) and array.shape[1] == 2 and len(array):
-            # Entities of several pairs are folded once.
-            count = len(as_array(self.preprocessor, "preprocessor"))
-            used, numbers = np.unique(as_row_numbers(array, "pairs", count), return_inverse=True)
-            rows = self._fetched(used)
-            self._check_columns(rows.shape[1], self.n_features_in_)
-            return score_pairs(rows, numbers.reshape(-1, 2), **options)
+        if self._are_row_numbers(array):  # entities of several pairs are folded once
+            rows, *sides = self._entities(array, self.n_features_in_)
+            return score_pairs(rows, tuple(sides), **options)
         left, right = self._sides(array)
         self._check_columns(left.shape[1], self.n_features_in_)
         scores = np.empty(len(left), np.float32)
@@ -583,15 +605,3 @@ class _MetricFunction:
         points = self.metric.points(as_numbers(rows, "u and v"))
         distance = float(self.metric.between(points[:1], points[1:])[0])
         return distance * distance if squared else distance
-
-
-def _distinct_rows(sides: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return distinct embeddings (N, d) and, for each side (n, d), their row numbers (n,).
-
-    What is the same to the bit is one entity, so that pairs of it can be kept together.
-    """
-    rows = np.ascontiguousarray(np.concatenate(sides)) + 0.0  # no -0.0
-    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
-    _, first, numbers = np.unique(keys, return_index=True, return_inverse=True)
-    ends = np.cumsum([len(side) for side in sides])[:-1]
-    return rows[first], np.split(numbers.reshape(-1), ends)

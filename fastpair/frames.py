@@ -181,7 +181,7 @@ def _type(value: Any) -> str:
 def _of_anything(value: Any, name: str) -> np.ndarray:
     try:
         return np.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         words = " ".join(str(error).split())
         raise ArgumentError(f"{name} cannot be read as an array: {words}") from error
 

@@ -18,6 +18,7 @@ from fastpair.frames import (
     ArrayLike,
     as_array,
     as_columns,
+    as_numbers,
     as_row_numbers,
     check_out,
     on_device,
@@ -331,8 +332,8 @@ def entity_groups(pairs: ArrayLike) -> np.ndarray:
     array = as_array(pairs, "pairs")
     if array.ndim not in (2, 3) or array.shape[1] != 2:
         raise ArgumentError(f"pairs have shape {array.shape}, expected (M, 2) or (M, 2, n)")
-    if array.ndim == 3:
-        entities = np.unique(array.reshape(-1, array.shape[2]), axis=0, return_inverse=True)[1]
+    if array.ndim == 3 and array.size:
+        entities = distinct_rows(as_numbers(array, "pairs").reshape(-1, array.shape[2]))[1]
     else:
         entities = np.unique(array, return_inverse=True)[1]
     left, right = entities.reshape(-1, 2).T
@@ -343,6 +344,23 @@ def entity_groups(pairs: ArrayLike) -> np.ndarray:
     found = connected_components(graph, directed=False)[1][left]
     _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse].astype(np.int64)
+
+
+def distinct_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rows (N, n) float are the first of their kind, and of which kind each is.
+
+    Rows are equal if all their numbers are. Kinds are numbered in an order that depends on the
+    rows alone, not on how often or where they occur.
+
+    Returns
+    -------
+    first : (K,) where each kind occurs first.
+    kinds : (N,) from 0 to K - 1.
+    """
+    rows = np.ascontiguousarray(rows) + 0.0  # no -0.0
+    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
+    _, first, kinds = np.unique(keys, return_index=True, return_inverse=True)
+    return first, kinds.reshape(-1)
 
 
 # --- what they share ------------------------------------------------------------------------------

@@ -89,6 +89,10 @@ def as_table(
             )
         return embeddings
     chosen = as_model("cosine" if model is None else model)
+    if chosen.tables is not None:
+        raise ArgumentError(
+            "the model learned ids and has tables of its own: project it and read the tables"
+        )
     rows, plan = fold(
         chosen, as_matrix(embeddings, name), precision or "float32", side=side, threads=threads
     )

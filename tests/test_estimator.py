@@ -197,6 +197,10 @@ def test_grades_are_predicted(digits):
     assert model.score(others, truth[1]) > 0.6
     assert abs(np.mean(model.predict(others) - truth[1])) < 2
     assert not hasattr(model, "threshold_")
+    model.set_params(graded=False).fit(pairs, np.arange(len(pairs)) % 2)
+    assert hasattr(model, "classes_")
+    model.set_params(graded=True).fit(pairs, truth[0])
+    assert not hasattr(model, "classes_")
     for refused in (
         lambda: model.predict_proba(others),
         lambda: model.set_threshold(1),

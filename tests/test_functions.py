@@ -229,6 +229,29 @@ def test_an_asymmetric_model_folds_either_side(X, pairs):
         fastpair.fold(X, model)
 
 
+def test_a_fitted_estimator_is_a_model_too(X, pairs):
+    y = np.where(np.arange(500) % 3, -1, 1)
+    learned = fastpair.PairSimilarity(epochs=1, preprocessor=X).fit(pairs, y)
+    own = learned.pair_score(pairs).tobytes()
+    assert fastpair.score_pairs(X, pairs, model=learned).tobytes() == own
+    assert fastpair.score_pairs(fastpair.fold(X, learned), pairs).tobytes() == own
+    looked_up = fastpair.lookup(X, None, X, head=learned)
+    assert looked_up.tobytes() == fastpair.lookup(X, None, X, head=learned.model_).tobytes()
+    table = fastpair.fold(X, learned)
+    assert looked_up.tobytes() == fastpair.lookup(table, None, X).tobytes()
+
+
+def test_a_model_of_ids_brings_its_own_embeddings(X, pairs):
+    import pyarrow as pa
+
+    from fastpair.id_tables import IdTable, IdTables
+
+    ids = IdTable(pa.array([str(row) for row in range(COUNT)]), X.astype(np.float32))
+    model = some_model(tables=IdTables(ids))
+    with pytest.raises(ArgumentError, match="learned ids and has tables of its own"):
+        fastpair.score_pairs(X, pairs, model=model)
+
+
 def test_int8_tables_of_two_scales_meet(X):
     model = some_model(heads=("absdiff",))
     left, right = fastpair.fold(X, model, precision="int8"), X[:9] ** 3
