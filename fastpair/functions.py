@@ -79,7 +79,7 @@ def score_pairs(
     out: Any = None,
     device: str = "auto",
     threads: int | None = None,
-) -> Any:
+) -> np.ndarray:
     """Score pairs.
 
     Parameters
@@ -411,8 +411,9 @@ def _score_on_device(
     scores = scorer.score_device(rows[0], rows[1], out if on_device(out) else None)
     if on_device(out):
         return out
-    host = _made(tuple(scores.shape), np.float32, out)
-    host[...] = scores.get()
+    found = as_array(scores, "scores")
+    host = _made(found.shape, np.float32, out)
+    host[...] = found
     return host
 
 

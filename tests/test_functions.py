@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from simulated_gpu import SimulatedRuntime
 from test_folding import random_model
+from test_frames import FakeCupy
 from test_gpu_scoring import OnDevice
 
 import fastpair
@@ -413,6 +414,26 @@ def test_row_numbers_on_a_gpu_stay_there(X, pairs, on_a_simulated_gpu):
         fastpair.score_pairs(X, (left, right), out=out, unit="decision", model=some_model())
     with pytest.raises(ArgumentError, match="row numbers that are there too"):
         fastpair.score_pairs(X, pairs, out=out)
+
+
+def test_scores_of_row_numbers_on_a_gpu_come_here_without_an_out(X, pairs, monkeypatch):
+    expected = fastpair.score_pairs(X, pairs)
+
+    class Scorer:
+        def score_device(self, left, right, out):
+            assert left.array.tolist() == pairs[:, 0].tolist()
+            assert out is None
+            return FakeCupy(expected)
+
+    monkeypatch.setattr(functions, "pick", lambda device, **_: device)
+    monkeypatch.setattr(functions, "_pair_scorer", lambda *_: Scorer())
+    found = fastpair.score_pairs(X, FakeCupy(pairs))
+    assert type(found) is np.ndarray
+    out = np.zeros(500, np.float32)
+    assert fastpair.score_pairs(X, FakeCupy(pairs), out=out) is out
+    assert found.tobytes() == out.tobytes() == expected.tobytes()
+    with pytest.raises(ArgumentError, match=r"shape \(500,\)"):
+        fastpair.score_pairs(X, FakeCupy(pairs), out=out[1:])
 
 
 def test_a_device_that_is_asked_for_does_the_work(X, pairs, on_a_simulated_gpu):
