@@ -182,6 +182,11 @@ def _check_effect(arm: Arm, given: dict[str, Any]) -> None:
         raise ArgumentError(f"density is not for the head {arm.head}, to which nothing is added")
 
 
+def learns_a_metric(arms: list[Arm]) -> bool:
+    """Whether all arms learn a metric whatever their weights."""
+    return all(parse_heads(arm.head)[0].name == "mahalanobis" for arm in arms)
+
+
 def check_symmetry(arm: Arm, *, asymmetric: bool, reflexive: float) -> None:
     """Refuse what tells left from right, or others from oneself, where the arm cannot."""
     kind, _ = parse_tower(arm.tower)
@@ -230,8 +235,8 @@ class Task:
         self.held = replace(held, left=renumbered[2], right=renumbered[3])
         self.triples = Triples(self.given) if settings["transitive"] > 0 else None
         rng = np.random.default_rng([settings["seed"], 1])
-        self.sample = _sample(embeddings, ROWS_LOOKED_AT, rng)
-        self.reference = np.array(_sample(embeddings, MOST_REFERENCE_ROWS, rng), np.float32)
+        self.sample = sample_rows(embeddings, ROWS_LOOKED_AT, rng)
+        self.reference = np.array(sample_rows(embeddings, MOST_REFERENCE_ROWS, rng), np.float32)
         _check_finite(embeddings, self.used)
         self._prepared: dict[str, Rows] = {}
         self._densities: dict[str, tuple[Density, np.ndarray] | None] = {}
@@ -293,7 +298,7 @@ class Task:
         }
 
 
-def _sample(embeddings: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def sample_rows(embeddings: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Return up to `count` random rows, all of them finite."""
     if len(embeddings) <= count:
         chosen = np.arange(len(embeddings))
@@ -374,7 +379,8 @@ def _scale_start(score: RawScore, left: np.ndarray, right: np.ndarray) -> None:
     raw = score.forward(entities)[0]
     spread = float(raw.std())
     factor = SPREAD * float(cosine.std()) / spread if spread > 1e-9 else 1.0
-    if score.slope is None and float((cosine - cosine.mean()) @ (raw - raw.mean())) < 0:
+    turned = find_head(score.branches[0].head).reflexive != "always"
+    if turned and score.slope is None and float((cosine - cosine.mean()) @ (raw - raw.mean())) < 0:
         factor = -factor  # max and their like begin as dissimilarities
     if score.slope is not None:
         score.slope *= np.float32(factor)

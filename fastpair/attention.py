@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastpair.backend import memory_budget, run_ordered, thread_count
 from fastpair.errors import ArgumentError, MemoryBudgetError, MismatchError
+from fastpair.frames import ArrayLike, as_array, as_matrix, check_out
 from fastpair.kernels import Plan, aligned_empty, attention, cpu
 from fastpair.kernels.operands import (
     Frame,
@@ -30,7 +30,7 @@ from fastpair.walk import pack_side
 
 if TYPE_CHECKING:
     from fastpair.files import Table
-    from fastpair.model import Model
+    from fastpair.tables import ModelLike
 
 Outputs = Iterator[tuple[int, np.ndarray]]
 """Number of the first query, and outputs (queries, d) float32."""
@@ -371,15 +371,16 @@ def _checked_values(values: np.ndarray, keys: int) -> tuple[np.ndarray, np.float
 
 
 def lookup(
-    queries: np.ndarray | Table,
-    keys: np.ndarray | Table | None,
-    values: np.ndarray,
+    queries: ArrayLike | Table,
+    keys: ArrayLike | Table | None,
+    values: ArrayLike,
     temperature: float = 1.0,
     *,
-    head: Model | str | Path = "cosine",
+    head: ModelLike = "cosine",
     top_k: int | None = None,
     threshold: float | None = None,
     itself: bool = True,
+    out: np.ndarray | None = None,
     threads: int | None = None,
     memory: int | str | None = None,
 ) -> np.ndarray:
@@ -387,21 +388,24 @@ def lookup(
 
     Parameters
     ----------
-    queries : (q, n) embeddings, or a table as `fastpair.files.read_table` gives it.
+    queries : (q, n) embeddings, or a table as `fastpair.fold` or `fastpair.files.read_table` gives
+        it. Arrays may be of NumPy, CuPy, pandas, polars or Arrow (`fastpair.frames`).
     keys : (m, n) embeddings, or a table of the same model; None: the queries themselves.
     values : (m, d) finite numbers, what each key holds.
     temperature : what scores are divided by, from 1e-30 to 1e30, default 1.
-    head : what scores embeddings: a model, a model file or the name of a built-in similarity,
-        default cosine; tables bring their own. Asymmetric models see queries as left entities.
+    head : what scores embeddings: a model, a model file, a fitted `PairSimilarity` or the name of
+        a built-in similarity, default cosine; tables bring their own. Asymmetric models see
+        queries as left entities.
     top_k : only the so many best keys of a query count; default all.
     threshold : only keys that score at least this count; default all.
     itself : whether, with keys None, a query is its own key, default True.
+    out : (q, d) float32 to write into.
     threads : default one for each processor.
     memory : bytes, or a text such as "2GiB", for what is allocated beside tables and values.
 
     Returns
     -------
-    output : (q, d) float32; NaN where a query has no key.
+    output : (q, d) float32, `out` if that was given; NaN where a query has no key.
 
     Raises
     ------
@@ -410,24 +414,26 @@ def lookup(
     """
     rows, others, plan = _sides(queries, keys, head, threads)
     options = {"temperature": temperature, "itself": itself, "threads": threads, "memory": memory}
-    soft = SoftLookup(rows, others, plan, values, **options)  # type: ignore[arg-type]
-    output = np.empty((len(rows), soft.values.shape[1]), np.float32)
+    held = as_array(values, "values")
+    soft = SoftLookup(rows, others, plan, held, **options)  # type: ignore[arg-type]
+    shape = len(rows), soft.values.shape[1]
+    output = np.empty(shape, np.float32) if out is None else check_out(out, shape, np.float32)
     for first, found in soft(top_k, threshold):
         output[first : first + len(found)] = found
     return output
 
 
 def _sides(
-    queries: np.ndarray | Table,
-    keys: np.ndarray | Table | None,
-    head: Model | str | Path,
+    queries: ArrayLike | Table,
+    keys: ArrayLike | Table | None,
+    head: ModelLike,
     threads: int | None,
 ) -> tuple[np.ndarray, np.ndarray | None, Plan]:
     """Return folded queries, folded keys or None, and their plan."""
-    from fastpair.files import Table, read_model
+    from fastpair.files import Table
     from fastpair.folding import fold
-    from fastpair.model import BUILTINS, Model, builtin
     from fastpair.scoring import meet
+    from fastpair.tables import as_model
 
     if isinstance(queries, Table):
         if keys is None:
@@ -439,13 +445,12 @@ def _sides(
         return meet(queries.rows, queries.plan, keys.rows, keys.plan)
     if isinstance(keys, Table):
         raise ArgumentError("keys are a table but queries are not: give both in one form")
-    if not isinstance(head, Model):
-        head = builtin(str(head)) if str(head) in BUILTINS else read_model(head)
+    head = as_model(head)
     if keys is None and head.asymmetric:
         raise ArgumentError("the model is asymmetric: give queries and keys apart")
     sides = ("left", "right") if head.asymmetric else ("both", "both")
-    rows, plan = fold(head, np.asarray(queries), side=sides[0], threads=threads)
+    rows, plan = fold(head, as_matrix(queries, "queries"), side=sides[0], threads=threads)
     if keys is None:
         return rows, None, plan
-    others, _ = fold(head, np.asarray(keys), side=sides[1], threads=threads)
+    others, _ = fold(head, as_matrix(keys, "keys"), side=sides[1], threads=threads)
     return rows, others, plan

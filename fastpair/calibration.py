@@ -260,6 +260,73 @@ def find_threshold(
     return float(0.5 * (ordered[last] + below))
 
 
+STRATEGIES = ("accuracy", "f_beta", "max_tpr", "max_tnr")
+"""What `best_cut` can choose by, in metric-learn's names."""
+
+
+def best_cut(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    strategy: str = "accuracy",
+    min_rate: float | None = None,
+    beta: float = 1.0,
+) -> float:
+    """Return the best threshold, half-way between two scores, or beyond all of them.
+
+    Of equally good ones it is the highest. With `find_threshold` it differs in that no pair at all
+    may be taken.
+
+    Parameters
+    ----------
+    scores : (M,) float.
+    labels : (M,) 0 or 1, both present.
+    strategy : "accuracy"; "f_beta"; "max_tpr", the highest rate of good pairs taken where at least
+        `min_rate` of the bad ones are not; "max_tnr", the highest rate of bad pairs not taken
+        where at least `min_rate` of the good ones are.
+    min_rate : from 0 to 1, for the last two alone.
+    beta : above 0, for "f_beta".
+
+    Raises
+    ------
+    ArgumentError : a parameter cannot be used.
+    DataError : labels of one kind.
+    """
+    if strategy not in STRATEGIES:
+        raise ArgumentError(f"strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+    rated = strategy in ("max_tpr", "max_tnr")
+    if rated and (min_rate is None or not 0 <= min_rate <= 1):
+        raise ArgumentError(f"min_rate is {min_rate!r}, expected a rate from 0 to 1 for {strategy}")
+    if not rated and min_rate is not None:
+        raise ArgumentError(f"min_rate is for max_tpr and max_tnr, not for {strategy}")
+    if not 0 < beta < np.inf or (beta != 1 and strategy != "f_beta"):
+        raise ArgumentError(f"beta is {beta!r}, expected a number above 0, for f_beta alone")
+    labels = np.asarray(labels) > 0
+    if labels.all() or not labels.any():
+        raise DataError("all validation pairs have one label: a threshold needs good and bad ones")
+    scores = np.asarray(scores, np.float64)
+    order = np.argsort(-scores, kind="stable")
+    ordered = scores[order]
+    hits = np.concatenate([[0], np.cumsum(labels[order])])  # of the first 0, 1, 2 ... pairs
+    taken = np.arange(len(scores) + 1)
+    good, bad = hits[-1], len(scores) - hits[-1]
+    kept_out = bad - (taken - hits)
+    if strategy == "accuracy":
+        value = (hits + kept_out).astype(np.float64)
+    elif strategy == "f_beta":
+        value = (1 + beta**2) * hits / (beta**2 * good + taken)
+    else:
+        rates = hits / good, kept_out / bad
+        wanted, floor = rates if strategy == "max_tpr" else rates[::-1]
+        value = np.where(floor >= min_rate, wanted, -1.0)
+    value[1:-1][ordered[:-1] == ordered[1:]] = -1  # a threshold cannot part equal scores
+    best = int(np.argmax(value))
+    if best == 0:
+        return float(np.nextafter(ordered[0], np.inf))
+    if best == len(scores):
+        return float(ordered[-1])
+    return float(0.5 * (ordered[best - 1] + ordered[best]))
+
+
 Goal = Callable[[np.ndarray, np.ndarray, float, float], np.ndarray]
 
 

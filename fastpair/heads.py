@@ -601,6 +601,52 @@ class Plda(Head):
         return Folded(_product_of(z, weights), bias)
 
 
+class Mahalanobis(Head):
+    """``-w |z - z'|^2`` with w above 0: over a linear tower Q the Mahalanobis matrix is w Q^T Q.
+
+    Nothing is added to it, no other head and no density, so that the root of what it takes from
+    the constant is a metric over tower outputs whatever was learned.
+    """
+
+    name, kind = "mahalanobis", "distance"
+    reflexive = "always"
+    metric = "the root of what is missing to the score of a thing with itself"
+    formula = "-w |z - z'|^2, w above 0"
+
+    @property
+    def stands_alone(self) -> bool:
+        return True
+
+    def initial(self, columns: int, rng: np.random.Generator) -> Weights:
+        return {"log_weight": np.zeros(1)}
+
+    def fits(self, weights: Weights, columns: int | None) -> bool:
+        return set(weights) == {"log_weight"} and _one_number(weights)
+
+    def forward(
+        self, left: np.ndarray, right: np.ndarray, weights: Weights
+    ) -> tuple[np.ndarray, Any]:
+        apart = left - right
+        raw = -np.exp(weights["log_weight"]) * np.einsum("ij,ij->i", apart, apart)
+        return raw, (apart, raw)
+
+    def backward(
+        self, upstream: np.ndarray, cache: Any, weights: Weights
+    ) -> tuple[np.ndarray, np.ndarray, Weights]:
+        apart, raw = cache
+        d_left = (-2 * np.exp(weights["log_weight"]) * upstream)[:, None] * apart
+        return d_left, -d_left, {"log_weight": np.array([upstream @ raw])}
+
+    def fold(self, z: np.ndarray, weights: Weights) -> Folded:
+        weight = np.broadcast_to(-np.exp(weights["log_weight"]), z.shape[1])
+        return _columns("squared", z, weight, power=0.5)
+
+    def scaled(self, weights: Weights, factor: float) -> Weights:
+        _above_0(self.name, factor)
+        weight = weights["log_weight"]
+        return {"log_weight": weight + weight.dtype.type(np.log(factor))}
+
+
 # --- distances with a link ------------------------------------------------------------------------
 
 
@@ -1033,6 +1079,7 @@ HEADS: dict[str, type[Head]] = {
         Product,
         AbsoluteDifference,
         SquaredDifference,
+        Mahalanobis,
         Sum,
         Maximum,
         Minimum,
@@ -1180,7 +1227,7 @@ def _check_own_head(kind: type[Head]) -> None:
         given = sum(float((g * s).sum()) for g, s in zip(gradients[:2], steps, strict=True))
         given += sum(float((gradients[2][name] * ways[name]).sum()) for name in learned)
         folded = raw
-        if not head.stands_alone or head.link != "identity":  # networks fold to features alone
+        if head.network(weights) is None:  # networks fold to features alone
             compiled = head.compiled(weights)
             # Apart from each other: a row's columns may depend on that row alone.
             folded = _raw_of_fold(head.fold(left, compiled), head.fold(right, compiled))

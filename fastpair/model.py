@@ -104,7 +104,7 @@ class Branch:
     @property
     def stands_alone(self) -> bool:
         """Whether no other branch and no density can be added: a link or network of its own."""
-        return find_head(self.head).link != "identity" or self.network is not None
+        return find_head(self.head).stands_alone or self.network is not None
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
@@ -220,14 +220,16 @@ class Preparation:
                 )
 
 
-PREPARATIONS = ("none", "centre", "half-whitening")
-"""Preparations that `fit_preparation` knows; all of them begin with unit rows."""
+PREPARATIONS = ("none", "centre", "half-whitening", "scaling")
+"""Preparations that `fit_preparation` knows; all but the last begin with unit rows."""
 
 
 def fit_preparation(rows: np.ndarray, kind: str = "none") -> Preparation:
     """Fit a preparation to embeddings, without labels.
 
-    Half whitening multiplies with the covariance C to the power -1/4, after 1e-4 of its mean
+    "scaling" centres and divides all by one number, so that the mean square of a row's length is
+    1: lengths count, and the map is affine, so that a linear tower behind it is affine in what
+    came. Half whitening multiplies with the covariance C to the power -1/4, after 1e-4 of its mean
     diagonal was added to its diagonal: half the way from the rows as they are to equal spread.
 
     Parameters
@@ -239,6 +241,8 @@ def fit_preparation(rows: np.ndarray, kind: str = "none") -> Preparation:
         raise ArgumentError(f"preparation is {kind!r}, expected one of {', '.join(PREPARATIONS)}")
     if kind == "none":
         return Preparation(unit_rows=True)
+    if kind == "scaling":
+        return _scaling(rows)
     columns = rows.shape[1]
     total, moment = np.zeros(columns), np.zeros((columns, columns))
     for start in range(0, len(rows), _ROWS_AT_ONCE):
@@ -253,6 +257,20 @@ def fit_preparation(rows: np.ndarray, kind: str = "none") -> Preparation:
     values, vectors = np.linalg.eigh(covariance + ridge * np.eye(columns))
     powers = np.maximum(values, ridge) ** -0.25
     return Preparation(unit_rows=True, mean=mean, whitening=(vectors * powers) @ vectors.T)
+
+
+def _scaling(rows: np.ndarray) -> Preparation:
+    """Return what centres rows and divides them by the root of their mean squared length."""
+    total, squares = np.zeros(rows.shape[1]), 0.0
+    starts = range(0, len(rows), _ROWS_AT_ONCE)
+    for start in starts:
+        total += np.asarray(rows[start : start + _ROWS_AT_ONCE], np.float64).sum(axis=0)
+    mean = total / len(rows)
+    for start in starts:
+        apart = np.asarray(rows[start : start + _ROWS_AT_ONCE], np.float64) - mean
+        squares += float(np.einsum("ij,ij->", apart, apart))
+    length = (squares / len(rows)) ** 0.5 or 1.0  # 1.0: all rows are the same
+    return Preparation(mean=mean, whitening=np.eye(rows.shape[1]) / length)
 
 
 _ROWS_AT_ONCE = 1 << 14

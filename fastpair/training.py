@@ -4,7 +4,8 @@ A few arms, each one set of settings, learn from the same pairs. In every arm th
 starts as its plain similarity over the embeddings and the others at weight zero, so training
 starts at what the embeddings already know. The arm that ranks the validation pairs best is kept,
 unless raw cosine or an unlabelled PCA ranks them better; then density is measured once more among
-what the arm learned, and scores are calibrated.
+what the arm learned, and scores are calibrated. Where the head is mahalanobis, the plain distance
+stands in for cosine and PCA, so that a metric comes out in any case.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastpair.arms import (
+    ROWS_LOOKED_AT,
     Arm,
     Task,
     check_numbers,
     check_symmetry,
     choose_arms,
     epochs_of,
+    learns_a_metric,
+    sample_rows,
     start_learner,
 )
 from fastpair.backend import one_blas_thread, thread_count
@@ -30,10 +34,11 @@ from fastpair.calibration import Calibration, calibrated, fit_combination
 from fastpair.errors import ArgumentError, DataError, MismatchError
 from fastpair.evaluation import pca_model, raw_cosine
 from fastpair.learner import Learner, Pairs, Progress, blocks, learn, metric_name, rank_quality
-from fastpair.model import Model, builtin
+from fastpair.model import Branch, Model, builtin, fit_preparation
 from fastpair.objectives import balanced
 from fastpair.properties import guarantees_reflexivity
 from fastpair.splitting import split_pairs, with_bad_pairs
+from fastpair.towers import Identity, Linear, Tower, principal_directions
 from fastpair.transitivity import close_pairs, closing_note, pair_codes
 
 FEWEST_PAIRS = 30
@@ -172,12 +177,12 @@ def train(
         held = _checked_pairs(embeddings, valid, name, graded, one_kind=sampled)
     if len(given) < FEWEST_PAIRS and not sampled:
         why = "are too few to learn from"
-        return _cosine_alone(embeddings, given, held, calibration, why)
+        return _plain_alone(embeddings, tried[0], given, held, calibration, why)
     rng = np.random.default_rng(seed)
     split = split_pairs(given, rng) if held is None else (given, held, "given apart")
     if split is None:
         why = "have too few of one kind to set validation pairs aside"
-        return _cosine_alone(embeddings, given, held, calibration, why)
+        return _plain_alone(embeddings, tried[0], given, held, calibration, why)
     given, held, origin = split
     notes = [f"{len(held)} validation pairs, {origin}"]
     if close_positives:
@@ -439,13 +444,20 @@ class _Tournament:
         return np.random.default_rng([self.task.settings["seed"], 2, number])
 
     def _baselines(self) -> list[dict[str, Any]]:
-        """Measure raw cosine and the unlabelled PCA on the validation pairs."""
+        """Measure raw cosine and the unlabelled PCA, or plain distances, on validation pairs."""
         task = self.task
         found = []
-        for name, model in (
-            ("raw cosine", raw_cosine_model(task.embeddings)),
-            ("unlabelled PCA", pca_model(task.sample)),
-        ):
+        if learns_a_metric(self.arms):
+            plain = {
+                f"distance ({arm.preparation})": plain_distance(task.sample, arm)
+                for arm in self.arms
+            }
+        else:
+            plain = {
+                "raw cosine": raw_cosine_model(task.embeddings),
+                "unlabelled PCA": pca_model(task.sample),
+            }
+        for name, model in plain.items():
             scores = model_scores(task.embeddings, model, task.plain_held)
             quality = rank_quality(scores, task.held.labels, task.graded)
             found.append({"arm": name, self.metric: quality, "model": model})
@@ -635,19 +647,44 @@ def model_scores(embeddings: np.ndarray, model: Model, pairs: Pairs) -> np.ndarr
     return scores
 
 
-def _cosine_alone(
-    embeddings: np.ndarray, given: Pairs, held: Pairs | None, calibration: Calibration, why: str
+def plain_distance(rows: np.ndarray, arm: Arm) -> Model:
+    """Return minus the squared distance of prepared rows, where nothing was learned.
+
+    It is measured among as many principal components as the arm projects to.
+    """
+    columns = rows.shape[1]
+    tower: Tower
+    preparation, tower = fit_preparation(rows, arm.preparation), Identity()
+    if arm.dim is not None and arm.dim < columns:
+        tower = Linear(principal_directions(preparation(rows), arm.dim))
+    branch = Branch("mahalanobis", {"log_weight": np.zeros(1)}, tower)
+    return Model([branch], columns, preparation)
+
+
+def _plain_alone(
+    embeddings: np.ndarray,
+    arm: Arm,
+    given: Pairs,
+    held: Pairs | None,
+    calibration: Calibration,
+    why: str,
 ) -> TrainingResult:
-    """Fit only calibration and threshold of the raw cosine, on all pairs that came."""
+    """Fit calibration and threshold of the raw cosine, or a plain distance, on all that came."""
     parts = [given] if held is None else [given, held]
     pairs = Pairs(*(np.concatenate([getattr(p, f) for p in parts]) for f in _FIELDS))
+    if learns_a_metric([arm]):
+        sample = sample_rows(embeddings, ROWS_LOOKED_AT, np.random.default_rng(0))
+        name, plain = "plain distance", plain_distance(sample, arm)
+        scores = model_scores(embeddings, plain, pairs)
+    else:
+        name, plain = "raw cosine", raw_cosine_model(embeddings)
+        scores = raw_cosine(embeddings, pairs.left, pairs.right)
     fitted = "calibration" if calibration.graded else "calibration and threshold"
-    notes = [f"the {len(given)} pairs {why}: only {fitted} of the raw cosine were fitted"]
-    scores = raw_cosine(embeddings, pairs.left, pairs.right)
-    model, more = calibrated(raw_cosine_model(embeddings), scores, pairs.labels, calibration)
+    notes = [f"the {len(given)} pairs {why}: only {fitted} of the {name} were fitted"]
+    model, more = calibrated(plain, scores, pairs.labels, calibration)
     notes += more
     description = {
-        "head": "cosine",
+        "head": plain.branches[0].head,
         "learned": False,
         "graded": calibration.graded,
         "pairs": len(pairs),

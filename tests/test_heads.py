@@ -91,6 +91,7 @@ def test_forward_is_what_the_name_says(name):
         "plda": lambda a, b, own, cross, c: (
             a @ own @ a + b @ own @ b + a @ (cross + cross.T) @ b / 2 + c @ (a + b)
         ),
+        "mahalanobis": lambda a, b, w: -np.exp(w[0]) * ((a - b) ** 2).sum(),
         "rbf": lambda a, b, g: np.exp(-np.exp(g[0]) * ((a - b) ** 2).sum()),
         "rbf(gamma=0.3)": lambda a, b, g: np.exp(-g[0] * ((a - b) ** 2).sum()),
         "hyperbolic": lambda a, b, s: -lorentz_distance(np.exp(s) * a, np.exp(s) * b),
@@ -173,7 +174,7 @@ def test_swapped_pairs_score_the_same_and_types_are_kept(name, dtype):
     np.testing.assert_array_equal(raw, swapped)
     d_left, d_right, d_weights = head.backward(raw, cache, weights)
     assert {a.dtype for a in (raw, d_left, d_right, *d_weights.values())} == {np.dtype(dtype)}
-    if head.link != "identity":
+    if head.reflexive == "always":
         with pytest.raises(ArgumentError, match="scaled"):
             head.scaled(weights, -2.5)
     else:

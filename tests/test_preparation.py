@@ -46,6 +46,20 @@ def test_centred_rows_have_a_mean_near_zero():
     np.testing.assert_allclose(np.linalg.norm(prepared, axis=1), 1)
 
 
+@pytest.mark.parametrize("together", [7, 1 << 14])
+def test_scaling_keeps_directions_and_ratios_of_lengths(together, monkeypatch):
+    monkeypatch.setattr("fastpair.model._ROWS_AT_ONCE", together)
+    rows = skewed()
+    preparation = fit_preparation(rows, "scaling")
+    prepared = preparation(rows)
+    np.testing.assert_allclose(prepared.mean(axis=0), 0, atol=1e-12)
+    assert (prepared**2).sum(axis=1).mean() == pytest.approx(1)
+    apart = rows - rows.mean(axis=0)
+    np.testing.assert_allclose(prepared / prepared[0, 0], apart / apart[0, 0])
+    same = fit_preparation(np.ones((4, 3)), "scaling")
+    assert (same(np.ones((4, 3))) == 0).all()
+
+
 def test_half_whitening_is_what_its_definition_says():
     rows = skewed()
     unit = unit_rows(rows)[0]

@@ -345,6 +345,41 @@ def test_few_pairs_only_calibrate_the_raw_cosine(graded):
     assert (result.model.threshold is None) == graded
 
 
+@pytest.mark.parametrize("preparation", [None, "scaling"])
+@pytest.mark.parametrize("count", [20, 600])
+@pytest.mark.parametrize("dim", [None, 5])
+def test_the_head_mahalanobis_gives_a_metric_in_any_case(preparation, count, dim):
+    rows, left, right, labels = groups_in_noise(7, count=count)
+    labels = np.random.default_rng(1).permutation(labels)  # there is nothing to be learned
+    settings = {"head": "mahalanobis", "preparation": preparation, "epochs": 2, "dim": dim}
+    result = train(rows, left, right, labels, **settings)
+    assert result.model.heads == ("mahalanobis",)
+    assert result.model.density is None
+    assert result.model.branches[0].outputs(result.model.prepare(rows)).shape[1] == (dim or 12)
+    scores = result.model.score(rows[left], rows[right])
+    itself = result.model.score(rows[:1], rows[:1])[0]
+    assert (scores <= itself).all()
+    if count == 20:
+        assert "calibration and threshold of the plain distance" in result.notes[0]
+    else:
+        plain = [entry["arm"] for entry in result.arms if entry["arm"].startswith("distance")]
+        assert plain[0] == f"distance ({preparation or 'half-whitening'})"
+        assert not {"raw cosine", "unlabelled PCA"} & {entry["arm"] for entry in result.arms}
+
+
+def test_a_learned_metric_beats_the_plain_distance():
+    rows, left, right, labels = groups_in_noise(0)
+    seen, unseen = slice(0, 400), slice(400, 600)
+    pairs = left[seen], right[seen], labels[seen]
+    result = train(rows, *pairs, head="mahalanobis", preparation="scaling", batch=64)
+    learned = result.model.score(rows[left[unseen]], rows[right[unseen]])
+    plain = -np.linalg.norm(rows[left[unseen]] - rows[right[unseen]], axis=1)
+    precision = [
+        evaluate_scores(scores, labels[unseen])["average_precision"] for scores in (learned, plain)
+    ]
+    assert precision[0] > precision[1] + 0.1
+
+
 def test_scores_that_rise_against_the_labels_are_said_to_tell_nothing():
     rows, left, right, labels = groups_in_noise(8, count=25)
     cosine = raw_cosine(rows, left, right)
@@ -399,6 +434,7 @@ def test_scores_that_rise_against_the_labels_are_said_to_tell_nothing():
         ({"tower": "mlp(size=3)"}, ArgumentError, "no option 'size', it has hidden"),
         ({"asymmetric": True, "tower": "identity"}, ArgumentError, "asymmetric"),
         ({"density": True, "head": "rbf"}, ArgumentError, "density is not for the head rbf"),
+        ({"head": "mahalanobis+cosine"}, ArgumentError, "mahalanobis"),
         ({"start": "random", "tower": "mlp"}, ArgumentError, "start is for the projection"),
         ({"pull": 1.0, "tower": "identity"}, ArgumentError, "pull is for the projection"),
         ({"reflexive": 1.0, "head": "hyperbolic"}, ArgumentError, "nothing scores higher"),

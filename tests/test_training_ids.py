@@ -169,7 +169,9 @@ def test_the_parts_of_implicit_feedback_end_in_the_left_vectors():
 HEADS = ["cosine", "product", "sqdiff", "absdiff", "max", "bilinear", "mean-interaction"]
 
 
-@pytest.mark.parametrize("head", [*HEADS, "rbf", "hyperbolic", "mirrored", "mlp(hidden=8)"])
+@pytest.mark.parametrize(
+    "head", [*HEADS, "mahalanobis", "rbf", "hyperbolic", "mirrored", "mlp(hidden=8)"]
+)
 def test_any_head_learns_and_the_model_scores_what_was_learned(head):
     left, right, truth = planted(alone=True)
     labels = (truth[left, right] > 0).astype(float)

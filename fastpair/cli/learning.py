@@ -106,7 +106,7 @@ IDS_ALONE = {"ids", "two_tables", "weight_decay", "negatives", "implicit", "bias
 )
 @click.option("--start", help="Where a linear tower starts: identity, pca or random.")
 @click.option("--dim", type=click.IntRange(1), help="Columns of the towers.  [default: all]")
-@click.option("--preparation", help="none, centre or half-whitening.")
+@click.option("--preparation", help="none, centre, half-whitening or scaling.")
 @click.option(
     "--density/--no-density", default=None, help="Use how close an entity's nearest others are."
 )
