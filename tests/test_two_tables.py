@@ -189,7 +189,7 @@ def test_lookups_that_cannot_be_are_refused(world, tmp_path):
     for changes, words in (
         ({}, "3 rows for 45 keys"),
         ({"itself": False}, "--no-self is for one table"),
-        ({"output": tmp_path / "o.csv"}, "expected .h5"),
+        ({"output": tmp_path / "o.csv"}, "written as .h5"),
         ({"values": tmp_path / "none.npy"}, "none.npy"),
     ):
         with pytest.raises(FastpairError, match=words):
