@@ -160,6 +160,21 @@ def test_extreme_scores_and_temperatures_give_means_and_no_nan(size, temperature
         assert_close(found, np.broadcast_to(values.mean(0, dtype=float), found.shape), values)
 
 
+def test_tiles_that_overflow_score_as_the_pair_kernel_does():
+    """Rows on two far sides: their differences are right, a tile's sums of squares are not."""
+    rng = np.random.default_rng(7)
+    plan = Plan(RowLayout(((0, 0),) * 4 + ((0, 20),), False))
+    rows = random_table(rng, 150, plan)
+    sides = np.where(np.arange(150) % 2, 1e19, -1e19)[:, None]
+    columns = rows.view(plan.layout.dtype)[:, 0]["squared"]
+    columns[:, :20] = sides + rng.integers(-9, 9, (150, 20)) * 1e13
+    values = np.eye(150, dtype=np.float32)
+    found = collect(on_gpu(rows, None, plan, values, temperature=1e27))
+    scores = pair_scores(rows, rows, plan)
+    assert np.isneginf(scores).sum() == 150 * 75
+    assert_close(found, softmax_means(scores, values, 1e27), values)
+
+
 def test_values_near_the_end_of_float32_do_not_overflow():
     values = np.full((200, 2), 3e38, np.float32)
     values[:, 1] *= -1
