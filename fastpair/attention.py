@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastpair.backend import memory_budget, run_ordered, thread_count
+from fastpair.backend import LEAST_MEMORY, memory_budget, run_ordered, thread_count
 from fastpair.device import LEAST_WALKED, device_bytes, pick
 from fastpair.errors import ArgumentError, MemoryBudgetError, MismatchError
 from fastpair.kernels import Plan, aligned_empty, attention, cpu
@@ -183,7 +183,8 @@ class SoftLookup:
 
     def _pairs(self, rows: np.ndarray, right_rows: np.ndarray | None, memory: int) -> Any:
         """Return what walks all pairs of rows on the chosen device, within a memory."""
-        options: dict[str, Any] = {"threads": self.threads, "memory": memory}
+        # A walk in two halves may be given less than the least that one asks for.
+        options: dict[str, Any] = {"threads": self.threads, "memory": max(memory, LEAST_MEMORY)}
         options["progress"] = self.progress
         if not self.runtimes:
             return all_pairs(rows, right_rows, self.plan, **options)

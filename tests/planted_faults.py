@@ -121,8 +121,8 @@ FAULTS = [
     Fault(
         "a misaligned load",
         "pairs.cu",
-        "const int own = lane % FP_NATURAL * 16;",
-        "const int own = lane % FP_NATURAL * 8;",
+        "own = lane % FP_NATURAL * 16;",
+        "own = lane % FP_NATURAL * 8;",
         PAIRS + " and float32",
     ),
     Fault(
