@@ -28,6 +28,7 @@ from fastpair.kernels import (
     gpu_attention,
     reference,
 )
+from fastpair.kernels.gpu import OutOfDeviceMemory
 from fastpair.model import builtin
 
 pytestmark = needs_compiler
@@ -140,9 +141,30 @@ def test_a_device_with_less_memory_than_it_says_gives_the_same():
     queries, keys = (random_table(rng, count, plan) for count in (150, 700))
     values = rng.normal(size=(700, 20)).astype(np.float32)
     whole = collect(on_gpu(queries, keys, plan, values))
-    soft = on_gpu(queries, keys, plan, values, memory=260_000)
+    soft = on_gpu(queries, keys, plan, values, memory=180_000)
     soft.runtimes[0].free_memory = lambda: 1_000_000
-    assert collect(soft).tobytes() == whole.tobytes()
+    memories, shrink = [], gpu_lookup.LookupWalk._shrink
+
+    def told(walk):
+        shrink(walk)
+        memories.append(walk.memory)
+
+    with patch.object(gpu_lookup.LookupWalk, "_shrink", told):
+        soft.runtimes[0].empty = limited(soft.runtimes[0], 180_000)
+        assert collect(soft).tobytes() == whole.tobytes()
+    assert len(memories) > 1
+
+
+def limited(runtime, most):
+    """`empty` of a runtime that has so many bytes, whatever it says."""
+
+    def empty(shape, dtype):
+        array = type(runtime).empty(runtime, shape, dtype)
+        if sum(allocation.count for allocation in runtime._allocations) > most:
+            raise OutOfDeviceMemory("no room")
+        return array
+
+    return empty
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 2e17])
