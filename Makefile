@@ -55,7 +55,7 @@ gpu-check: .venv/ready
 	FASTPAIR_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 		$(BIN)/pytest -p no:faulthandler tests/test_simulated_gpu.py tests/test_gpu_kernels.py \
-		tests/test_gpu_tiles.py
+		tests/test_gpu_tiles.py tests/test_gpu_lookup.py
 	$(BIN)/python tests/planted_faults.py
 	$(BIN)/python tests/compile_gpu.py
 	for wheel in $(NVRTC); do \

@@ -7,13 +7,14 @@ k best or those above a threshold. Scores of all keys are computed tile by tile 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastpair.backend import memory_budget, run_ordered, thread_count
+from fastpair.backend import LEAST_MEMORY, memory_budget, run_ordered, thread_count
+from fastpair.device import LEAST_WALKED, device_bytes, pick
 from fastpair.errors import ArgumentError, MemoryBudgetError, MismatchError
 from fastpair.frames import ArrayLike, as_array, as_matrix, check_out
 from fastpair.kernels import Plan, aligned_empty, attention, cpu
@@ -25,7 +26,8 @@ from fastpair.kernels.operands import (
     tile_bound,
 )
 from fastpair.kernels.tile import HEADER, TILE_COLUMNS, TILE_ROWS
-from fastpair.matrix import AllPairs, NetworkPairs, all_pairs
+from fastpair.matrix import all_pairs
+from fastpair.remaining import RemainingPairs
 from fastpair.walk import pack_side
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ Outputs = Iterator[tuple[int, np.ndarray]]
 """Number of the first query, and outputs (queries, d) float32."""
 
 LEAST_TEMPERATURE, GREATEST_TEMPERATURE = 1e-30, 1e30
+
+_PAIRS_A_GROUP = 1 << 32
+"""Pairs after which outputs are handed out, about, where all keys stay in memory."""
 
 _SPAN_BYTES = 8 << 20
 """Keys and values, about, that one task passes: its sums are then added to those before."""
@@ -51,7 +56,7 @@ class SoftLookup:
     """Averages of values, weighed by a softmax of the scores of queries and keys.
 
     A query's output does not depend on other queries, nor on threads or memory, to the bit; with
-    keys in another order, or weights of all keys that are computed otherwise, outputs differ by
+    keys in another order, or all of them on another kind of device, outputs differ by
     rounding. Relative to the average of the values' sizes that is at most about ``2 e / t + 1e-6``,
     t being the temperature and e how far a tile's score is from the pair kernel's, some 1e-6 of the
     sizes of a score's terms.
@@ -68,6 +73,8 @@ class SoftLookup:
     threads : number of threads; default one for each processor.
     memory : bytes, or a text such as "2GiB", that may be allocated beside tables and values.
     progress : called with numbers of pairs scored.
+    runtimes : the GPUs that score; none: the CPU does.
+    device_memory : bytes that may be allocated on each GPU; default 90 % of what is free there.
 
     Raises
     ------
@@ -86,6 +93,8 @@ class SoftLookup:
         threads: int | None = None,
         memory: int | str | None = None,
         progress: Callable[[int], None] | None = None,
+        runtimes: Sequence[Any] = (),
+        device_memory: int | None = None,
     ) -> None:
         if not LEAST_TEMPERATURE <= temperature <= GREATEST_TEMPERATURE:
             raise ArgumentError(
@@ -100,14 +109,24 @@ class SoftLookup:
         self.values, self.size = _checked_values(values, len(self.keys))
         self.threads, self.memory = thread_count(threads), memory_budget(memory)
         self.progress = progress or (lambda pairs: None)
+        self.runtimes, self.device_memory = list(runtimes), device_memory
 
-    def __call__(self, top_k: int | None = None, threshold: float | None = None) -> Outputs:
+    @property
+    def factor(self) -> np.float32:
+        """What a linked score is multiplied by to become the exponent of a power of two."""
+        factor = self.plan.slope / self.temperature * math.log2(math.e)
+        return np.float32(min(max(factor, float(_FLOATS.tiny)), float(_FLOATS.max)))
+
+    def __call__(
+        self, top_k: int | None = None, threshold: float | None = None, *, start: int = 0
+    ) -> Outputs:
         """Yield outputs of queries in order; NaN where a query has no key.
 
         Parameters
         ----------
         top_k : only the so many best keys of each query count, equal scores by lower row.
         threshold : only keys count that score at least this, in the unit of the score.
+        start : the first query, default 0; outputs do not depend on it.
 
         Raises
         ------
@@ -117,16 +136,20 @@ class SoftLookup:
         if top_k is not None and threshold is not None:
             raise ArgumentError("choose one of top_k and threshold")
         if top_k is not None or threshold is not None or self.plan.network is not None:
-            return self._listed(self._lists(top_k, threshold))
-        return self._all()
+            return self._listed(self._lists(top_k, threshold, start))
+        if self.runtimes:
+            from fastpair.gpu_lookup import averages
+
+            return averages(self, self.runtimes, self.device_memory, start)
+        return self._all(start)
 
     # --- all keys ---
 
-    def _all(self) -> Outputs:
-        if not len(self.queries):
+    def _all(self, start: int) -> Outputs:
+        if start >= len(self.queries):
             return
         walk = _Walk(self)
-        for first, last in walk.groups():
+        for first, last in walk.groups(start):
             state = walk.empty_state(last - first)
             panels = pack_side(
                 self.queries[first:last], "right", "float32", *walk.shared, self.memory // 4
@@ -143,19 +166,12 @@ class SoftLookup:
     # --- lists of keys ---
 
     def _lists(
-        self, top_k: int | None, threshold: float | None
+        self, top_k: int | None, threshold: float | None, start: int
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
         """Yield first queries, counts of their keys, keys and scores, as `AllPairs.above`."""
         # Given twice, one table is two: a query is then its own key.
         right = None if self.itself else self.keys
-        pairs = all_pairs(
-            self.queries,
-            right,
-            self.plan,
-            threads=self.threads,
-            memory=self.memory,
-            progress=self.progress,
-        )
+        pairs = RemainingPairs(self._pairs, self.queries, right, self.memory, start)
         if threshold is not None:
             yield from pairs.above(threshold)
         elif top_k is not None:
@@ -165,8 +181,22 @@ class SoftLookup:
         else:
             yield from self._every(pairs)
 
+    def _pairs(self, rows: np.ndarray, right_rows: np.ndarray | None, memory: int) -> Any:
+        """Return what walks all pairs of rows on the chosen device, within a memory."""
+        # A walk in two halves may be given less than the least that one asks for.
+        options: dict[str, Any] = {"threads": self.threads, "memory": max(memory, LEAST_MEMORY)}
+        options["progress"] = self.progress
+        if not self.runtimes:
+            return all_pairs(rows, right_rows, self.plan, **options)
+        from fastpair import gpu_matrix
+
+        # Walks that go on side by side share the device as they share the memory here.
+        share = self.device_memory and max(1, self.device_memory * memory // self.memory)
+        options |= {"runtimes": self.runtimes, "device_memory": share}
+        return gpu_matrix.all_pairs(rows, right_rows, self.plan, **options)
+
     def _every(
-        self, pairs: AllPairs | NetworkPairs
+        self, pairs: RemainingPairs
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
         """Every key of every query, by a network."""
         for first, scores in pairs.dense():
@@ -224,8 +254,8 @@ class _Walk:
         self._kept: tuple[Panels, np.ndarray] | None = None
         self._greatest: Panels | None = None
 
-    def groups(self) -> Iterator[tuple[int, int]]:
-        """Yield (first, last) queries that are finished together."""
+    def groups(self, start: int = 0) -> Iterator[tuple[int, int]]:
+        """Yield (first, last) queries, from `start` on, that are finished together."""
         under_way = 2 * (self.lookup.threads + 1) * self.panels * TILE_COLUMNS * self.state_bytes
         room = self.lookup.memory // 4 - under_way
         step = room // (self.query_bytes * TILE_COLUMNS) * TILE_COLUMNS
@@ -234,7 +264,10 @@ class _Walk:
                 f"outputs under way need {under_way} bytes, more than a quarter of the "
                 f"{self.lookup.memory} that the memory leaves: allow more memory"
             )
-        for first in range(0, len(self.lookup.queries), step):
+        if len(self.chunks) == 1:  # else keys are packed for each group: better few of them
+            pairs = max(1, _PAIRS_A_GROUP // max(1, len(self.lookup.keys)))
+            step = min(step, -(-pairs // TILE_COLUMNS) * TILE_COLUMNS)
+        for first in range(start, len(self.lookup.queries), step):
             yield first, min(first + step, len(self.lookup.queries))
 
     def empty_state(self, queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -320,7 +353,7 @@ class _Walk:
             keys, queries, lookup.plan, np.float32(1), (chunk, first), not lookup.itself
         )
         table = cpu.table_arguments(lookup.queries, lookup.keys, lookup.plan)
-        factor = self._factor()
+        factor = lookup.factor
         tasks = [
             (low, min(low + self.panels, len(queries.words)), block, block + self.span)
             for low in range(0, len(queries.words), self.panels)
@@ -341,11 +374,6 @@ class _Walk:
                 found = min(high * TILE_COLUMNS, walk.right_count) - low * TILE_COLUMNS
                 seen = min(stop * attention.KEYS, walk.left_count) - start * attention.KEYS
                 yield found * seen
-
-    def _factor(self) -> np.float32:
-        """What a linked score is multiplied by to become the exponent of a power of two."""
-        factor = self.lookup.plan.slope / self.lookup.temperature * math.log2(math.e)
-        return np.float32(min(max(factor, float(_FLOATS.tiny)), float(_FLOATS.max)))
 
 
 def _checked_values(values: np.ndarray, keys: int) -> tuple[np.ndarray, np.float32]:
@@ -383,6 +411,8 @@ def lookup(
     out: np.ndarray | None = None,
     threads: int | None = None,
     memory: int | str | None = None,
+    device: str = "auto",
+    device_memory: int | str | None = None,
 ) -> np.ndarray:
     """Return averages of values, weighed by a softmax of how similar queries and keys are.
 
@@ -402,6 +432,9 @@ def lookup(
     out : (q, d) float32 to write into.
     threads : default one for each processor.
     memory : bytes, or a text such as "2GiB", for what is allocated beside tables and values.
+    device : "auto", "cpu", "gpu", "gpu:1" or "gpu:0,1", see `fastpair.device.pick`; "auto" takes a
+        GPU where there is one and enough pairs.
+    device_memory : the same as `memory` for each GPU, default 90 % of what is free there.
 
     Returns
     -------
@@ -411,11 +444,20 @@ def lookup(
     ------
     ArgumentError, DataError : an argument cannot be used.
     MismatchError : queries, keys and values do not belong together.
+    DeviceError : the device is not there, or does not work.
     """
+    on_device = device_bytes(device, device_memory)
     rows, others, plan = _sides(queries, keys, head, threads)
-    options = {"temperature": temperature, "itself": itself, "threads": threads, "memory": memory}
-    held = as_array(values, "values")
-    soft = SoftLookup(rows, others, plan, held, **options)  # type: ignore[arg-type]
+    pairs = len(rows) * len(rows if others is None else others)
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "itself": itself,
+        "threads": threads,
+        "memory": memory,
+        "runtimes": pick(device, pairs=pairs, least=LEAST_WALKED).runtimes,
+        "device_memory": on_device,
+    }
+    soft = SoftLookup(rows, others, plan, as_array(values, "values"), **options)
     shape = len(rows), soft.values.shape[1]
     output = np.empty(shape, np.float32) if out is None else check_out(out, shape, np.float32)
     for first, found in soft(top_k, threshold):

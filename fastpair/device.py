@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fastpair.backend import parse_size
 from fastpair.errors import ArgumentError, DeviceError, MemoryBudgetError
 
 LEAST_LISTED = 10_000_000
@@ -116,6 +117,26 @@ def pick(device: str = "auto", *, pairs: int | None = None, least: int = LEAST_L
             raise DeviceError(f"device is {device!r} but {runtime}, or use the device cpu")
         runtimes.append(runtime)
     return Choice(tuple(runtimes))
+
+
+def device_bytes(device: str, device_memory: int | str | None) -> int | None:
+    """Return the bytes to use on each GPU; refuse a device that is not there before all else.
+
+    Raises
+    ------
+    ArgumentError : the size is none, or the device is the CPU.
+    DeviceError : as `pick`.
+    """
+    if device not in ("auto", "cpu"):
+        pick(device)
+    if device_memory is None:
+        return None
+    if device == "cpu":
+        raise ArgumentError(f"--device-memory is {device_memory} but the device is the CPU")
+    size = parse_size(device_memory) if isinstance(device_memory, str) else device_memory
+    if size < 1:
+        raise ArgumentError(f"device memory is {size} bytes, expected at least 1")
+    return size
 
 
 def _automatic(pairs: int | None, least: int) -> Choice:

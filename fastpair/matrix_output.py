@@ -17,7 +17,7 @@ from fastpair.errors import ArgumentError
 from fastpair.isolation import PairsWithoutIsolated
 from fastpair.listing import TEXT_FORMATS, write_listing
 from fastpair.remaining import RemainingPairs
-from fastpair.results import DenseWriter, SparseWriter, TopKWriter, write_histogram
+from fastpair.results import DenseWriter, LookupWriter, SparseWriter, TopKWriter, write_histogram
 from fastpair.scipy_files import write_csr, write_npy
 
 Summary = dict[str, Any]
@@ -43,6 +43,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "threshold": (*HDF5, ".npz"),
     "dense": (*HDF5, ".npy"),
     "histogram": (*HDF5, *TEXT_FORMATS),
+    "lookup": HDF5,
 }
 """What each form can be written as."""
 
@@ -57,8 +58,8 @@ class MatrixOutput:
     Parameters
     ----------
     path : the file to make.
-    form : "top-k", "threshold", "dense" or "histogram".
-    shape : (N, N').
+    form : "top-k", "threshold", "dense", "histogram" or "lookup".
+    shape : (N, N'); of a lookup (N, d).
     ids, ids_right : text that names rows and columns, or None.
     distinct : whether columns are those of another table; else `ids` name them as well.
     identity : what the run is made of, by name.
@@ -173,6 +174,24 @@ class MatrixOutput:
                 file.discard()
         return _resumed(start, pairs)
 
+    def lookup(self, averages: Callable[[int], Iterator[tuple[int, np.ndarray]]]) -> Summary:
+        """Write what `averages` gives from a query on, see `fastpair.attention`: HDF5."""
+        told: Summary = {"ids": self.ids, "attributes": self.attributes, **self._options}
+        with LookupWriter(self.path, self.shape, self.identity, **told) as file:
+            start = file.next_row
+            finished = range(-(-start // file.content.block_rows))
+            without = sum(_without_key(file.read_block(number)[0]) for number in finished)
+            try:
+                for _, found in averages(start) if start < self.shape[0] else ():
+                    file.append(found)
+                    without += _without_key(found)
+            except BaseException:
+                if not file.done.any():
+                    file.discard()  # there is nothing yet to go on with
+                raise
+            self._finish(file)
+        return {"resumed_from": start, "without_key": without}
+
     def histogram(self, remaining: Remaining, bins: int) -> Summary:
         """Write how scores are spread: HDF5, or a line for each bin; it is not resumed."""
         pairs = remaining(0)
@@ -187,6 +206,11 @@ class MatrixOutput:
             write_listing(self.path, header, [columns], empty, overwrite=self.overwrite)
         found = {"edges": edges.tolist(), "counts": counts.tolist()}
         return {**found, **_resumed(0, pairs)}
+
+
+def _without_key(output: np.ndarray) -> int:
+    """How many queries have no key."""
+    return int(np.isnan(output[:, 0]).sum())
 
 
 def _resumed(start: int, pairs: BestOfRows | None) -> Summary:

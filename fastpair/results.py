@@ -25,7 +25,7 @@ from fastpair.staging import Staging, writing
 SCORE_BLOCK = 1 << 20
 """Pairs whose scores are written, checked and resumed together."""
 ROWS_AT_ONCE = 1 << 12
-"""Rows of a top-k matrix that are resumed together, at most: each has cost a walk over all."""
+"""Rows that are resumed together, at most, where each has cost a walk over all: top-k, lookup."""
 
 
 # --- scores -------------------------------------------------------------------------------------
@@ -338,10 +338,10 @@ class LookupWriter(BlockFile):
     ----------
     path : the file to make.
     shape : (N, d).
-    identity : what the run is made of, by name.
+    identity : what the run is made of, by name; a resumed run must have the same.
     ids : text that names queries, default none.
     attributes : attributes of the file, such as the unit.
-    overwrite : as `ScoreFile` has it.
+    overwrite, resume : as `ScoreFile` has them.
     """
 
     def __init__(
@@ -353,12 +353,14 @@ class LookupWriter(BlockFile):
         ids: pa.Array | None = None,
         attributes: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        resume: bool = False,
     ) -> None:
         columns = [Column("output", "<f4", shape[1])]
         told = {"form": "lookup", **(attributes or {})}
         texts = _named(ids, None)
-        content = Content("matrix", shape[0], columns, fitting_rows(columns), told, texts)
-        super().__init__(path, content, identity, overwrite=overwrite)
+        rows = min(fitting_rows(columns), ROWS_AT_ONCE)
+        content = Content("matrix", shape[0], columns, rows, told, texts)
+        super().__init__(path, content, identity, overwrite=overwrite, resume=resume)
 
 
 def write_histogram(

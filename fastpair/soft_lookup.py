@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import pyarrow.compute as pc
 
 from fastpair.attention import SoftLookup
 from fastpair.backend import LEAST_MEMORY
+from fastpair.compression import check_filter
+from fastpair.device import LEAST_WALKED, device_bytes, pick
 from fastpair.errors import ArgumentError, DataError, MemoryBudgetError, MismatchError
 from fastpair.files import Table
 from fastpair.ids import text_array
 from fastpair.ingest import open_embeddings
 from fastpair.jobs.all_pairs import NETWORK_NOTE
-from fastpair.jobs.inputs import expect_hdf5, file_fingerprint, load_tables
-from fastpair.results import LookupWriter
+from fastpair.jobs.inputs import LINKS_BY_DEVICE, digest_of_kernels, load_tables
+from fastpair.matrix_output import MatrixOutput, check_form
 from fastpair.staging import check_output
 
 Summary = dict[str, Any]
@@ -38,6 +41,10 @@ def soft_lookup(
     dataset: str | None = None,
     threads: int | None = None,
     memory: str | int | None = None,
+    compression: str | None = None,
+    device: str = "auto",
+    device_memory: str | int | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda pairs: None,
     expect: Callable[[int | None], None] | None = None,
@@ -53,16 +60,27 @@ def soft_lookup(
     temperature, top_k, threshold, itself : see `attention.SoftLookup`.
     dataset : name of the values inside an HDF5 or npz file.
     memory : what may be allocated, tables and values included.
+    compression : name of a filter; see `fastpair.compression.FILTERS`.
+    device : "auto", "cpu", "gpu", "gpu:1" or "gpu:0,1"; see `fastpair.device.pick`. Averages over
+        all keys are those of its own tiles; scores of the best, or from a threshold on, are the
+        same on every device.
+    device_memory : what may be allocated on each GPU; default 90 % of what is free there.
+    resume : go on with what an interrupted run left.
 
     Returns
     -------
-    summary : with ``shape`` and ``without_key``, how many queries have no key.
+    summary : with ``shape``; ``without_key``, how many queries have no key; ``resumed_from``, the
+        first query that was not done before; ``device`` and ``device_note`` as in `score`.
     """
-    expect_hdf5(output)
+    output = Path(output)
+    check_form(output, "lookup", compression)
+    if compression is not None:
+        check_filter(compression)
     if against is not None and not itself:
         raise ArgumentError("--no-self is for one table: of two, no query is its own key")
     inputs = [Path(path) for path in (table, values, against) if path is not None]
-    check_output(Path(output), overwrite=overwrite, inputs=inputs)
+    check_output(output, overwrite=overwrite, inputs=inputs)
+    on_device = device_bytes(device, device_memory)
     begun = time.perf_counter()
     left, right, budget = load_tables(table, against, memory)
     keys = right or left
@@ -71,17 +89,11 @@ def soft_lookup(
             f"{table} or {against or table} has rows whose embeddings are not finite, which a "
             "lookup cannot leave out: project the finite ones alone"
         )
-    source = open_embeddings(values, dataset=dataset)
-    needed = 2 * 4 * source.shape[0] * source.shape[1]  # as read, and brought into order
-    if budget - needed < LEAST_MEMORY:
-        raise MemoryBudgetError(
-            f"{values} takes {needed} bytes beside the tables, and a lookup at least "
-            f"{LEAST_MEMORY}, but --memory leaves {budget}: allow more"
-        )
-    held = _in_order_of_keys(source.read(), source.ids, keys, values)
+    held, needed, assumed = _held_values(values, dataset, keys, budget)
     pairs = len(left.rows) * len(keys.rows)
     if expect is not None:
         expect(pairs)
+    choice = pick(device, pairs=pairs, least=LEAST_WALKED)
     soft = SoftLookup(
         left.rows,
         None if right is None else right.rows,
@@ -92,9 +104,13 @@ def soft_lookup(
         threads=threads,
         memory=budget - needed,
         progress=progress,
+        runtimes=choice.runtimes,
+        device_memory=on_device,
     )
     shape = len(left.rows), held.shape[1]
     kept = {"top_k": top_k, "threshold": threshold}
+    every = top_k is None and threshold is None
+    by_device = every or left.plan.link in LINKS_BY_DEVICE  # other bits on another device
     attributes: Summary = {
         "unit": left.unit,
         "model_fingerprint": left.fingerprint,
@@ -102,39 +118,68 @@ def soft_lookup(
         "temperature": temperature,
         **{name: value for name, value in kept.items() if value is not None},
     }
-    scoring_begun, without = time.perf_counter(), 0
-    identity = {
-        "table": left.digest,
-        "right table": "the same" if right is None else right.digest,
-        "values": file_fingerprint(values),
-        "itself": str(itself),
-    }
-    with LookupWriter(
-        output, shape, identity, ids=left.ids, attributes=attributes, overwrite=overwrite
-    ) as file:
-        try:
-            for _, found in soft(top_k, threshold):
-                file.append(found)
-                without += int(np.isnan(found[:, 0]).sum())
-            file.finish()
-        except BaseException:
-            file.discard()  # a lookup begins anew
-            raise
-    seconds = time.perf_counter() - scoring_begun
-    notes = [source.assumed, f"{without} queries have no key: their output is NaN"]
+    target = MatrixOutput(
+        path=output,
+        form="lookup",
+        shape=shape,
+        ids=left.ids,
+        ids_right=None,
+        distinct=right is not None,
+        identity={
+            "table": left.digest,
+            "right table": "the same" if right is None else right.digest,
+            "values": hashlib.sha256(soft.values.data).hexdigest(),
+            "itself": str(itself),
+            "temperature": repr(float(temperature)),
+            **{name: str(value) for name, value in kept.items()},
+            "kernels": digest_of_kernels(),
+            "device": choice.kind if by_device else "any",
+        },
+        attributes=attributes,
+        compression=compression,
+        overwrite=overwrite,
+        resume=resume,
+    )
+
+    def averages(start: int) -> Iterator[tuple[int, np.ndarray]]:
+        progress(start * len(keys.rows))
+        return soft(top_k, threshold, start=start)
+
+    scoring_begun = time.perf_counter()
+    found = target.lookup(averages)
+    seconds, without = time.perf_counter() - scoring_begun, found["without_key"]
+    rest = pairs - found["resumed_from"] * len(keys.rows)
+    notes = [assumed, f"{without} queries have no key: their output is NaN"]
     network = [] if left.plan.network is None else [NETWORK_NOTE]
+    told = [choice.told] if choice.told else []
     return {
         "output": str(output),
         "pairs": pairs,
         "shape": list(shape),
-        "without_key": without,
+        **found,
         "temperature": temperature,
         "seconds": time.perf_counter() - begun,
-        "pairs_per_second": pairs / max(seconds, 1e-9),
+        "pairs_per_second": rest / max(seconds, 1e-9),
         "threads": soft.threads,
+        "device": choice.name,
+        "device_note": choice.note,
         "unit": left.unit,
-        "notes": [*(notes if without else notes[:1]), *network],
+        "notes": [*(notes if without else notes[:1]), *network, *told],
     }
+
+
+def _held_values(
+    path: Path, dataset: str | None, keys: Table, budget: int
+) -> tuple[np.ndarray, int, str]:
+    """Return what keys hold, in their order, the bytes that it takes and what was assumed."""
+    source = open_embeddings(path, dataset=dataset)
+    needed = 2 * 4 * source.shape[0] * source.shape[1]  # as read, and brought into order
+    if budget - needed < LEAST_MEMORY:
+        raise MemoryBudgetError(
+            f"{path} takes {needed} bytes beside the tables, and a lookup at least "
+            f"{LEAST_MEMORY}, but --memory leaves {budget}: allow more"
+        )
+    return _in_order_of_keys(source.read(), source.ids, keys, path), needed, source.assumed
 
 
 def _in_order_of_keys(

@@ -250,14 +250,23 @@ class CupyRuntime:
 # --- sources -------------------------------------------------------------------------------------
 
 
+_HEADERS = {
+    "pairs.cu": ("pair.cuh",),
+    "tiles.cu": ("tile.cuh",),
+    "attention.cu": ("pair.cuh", "tile.cuh"),
+}
+"""What kernel files share beside ``device.cuh``."""
+
+
 @functools.cache
 def read_source(name: str) -> str:
-    """Return a kernel source of this package, what all of them share pasted in front.
+    """Return a kernel source of this package, what it shares with others pasted in front.
 
     So a device's compiler needs no folder of headers.
     """
     folder = resources.files("fastpair.kernels")
-    parts = [(part, folder.joinpath(part).read_text("utf-8")) for part in ("device.cuh", name)]
+    names = ("device.cuh", *_HEADERS.get(name, ()), name)
+    parts = [(part, folder.joinpath(part).read_text("utf-8")) for part in names]
     return "".join(f'#line 1 "{part}"\n{text}\n' for part, text in parts)
 
 

@@ -245,7 +245,31 @@ _TILES = np.dtype(
     ],
     align=True,
 )
-"""The struct `Tiles` of tiles.cu."""
+"""The struct `Tiles` of tile.cuh."""
+
+
+def pack_tiles(block: Block, plan: Plan, form: str) -> np.ndarray:
+    """Return the struct `Tiles` of a block, an array of one element."""
+    products, plus, minus = operand_counts(plan)
+    rows, columns = block.high - block.low, block.stop - block.start
+    tiles = np.zeros(1, _TILES)
+    tiles[0] = (
+        block.left.first + block.low,
+        block.right.first + block.start,
+        block.low,
+        block.start,
+        rows,
+        columns,
+        row_words(plan, form),
+        products // FORMS[form],
+        plus,
+        minus,
+        -(-rows // TILE),
+        -(-columns // TILE),
+        block.one_table,
+        np.float32(plan.constant),
+    )
+    return tiles
 
 
 class PairList:
@@ -296,7 +320,7 @@ class TileKernels:
         options = _tile_options(self.form, keep, link)
         kernel = self.runtime.kernel(read_source("tiles.cu"), "walk_tiles", options)
         for part in block.parts():
-            tiles = self._tiles(part)
+            tiles = pack_tiles(part, self.plan, self.form)
             left, right = part.left, part.right
             sides = (
                 left.words[part.low : part.high],
@@ -306,28 +330,6 @@ class TileKernels:
             )
             grid = int(tiles["row_tiles"][0]) * int(tiles["column_tiles"][0])
             kernel((grid,), (THREADS,), (*sides, tiles, *arguments), self.stream)
-
-    def _tiles(self, block: Block) -> np.ndarray:
-        products, plus, minus = operand_counts(self.plan)
-        rows, columns = block.high - block.low, block.stop - block.start
-        tiles = np.zeros(1, _TILES)
-        tiles[0] = (
-            block.left.first + block.low,
-            block.right.first + block.start,
-            block.low,
-            block.start,
-            rows,
-            columns,
-            row_words(self.plan, self.form),
-            products // FORMS[self.form],
-            plus,
-            minus,
-            -(-rows // TILE),
-            -(-columns // TILE),
-            block.one_table,
-            np.float32(self.plan.constant),
-        )
-        return tiles
 
     def hits(self, block: Block, floor: np.float32, found: PairList) -> None:
         """Add the pairs of a block whose value reaches a floor to a list."""

@@ -98,10 +98,12 @@ def programs():
 def quick(file, options, architecture):
     """Tell whether a program is compiled in every test run: half a minute of one core in all.
 
-    For sm_90 what scores pairs by natural groups, and all pairs in every form; for the others a
-    sample. `make gpu-check` compiles the rest.
+    For sm_90 what scores pairs by natural groups, all pairs in every form, and lookups of two
+    precisions; for the others a sample. `make gpu-check` compiles the rest.
     """
     plain = "-DFP_LINK=0" in options
+    if file == "attention.cu" and {"-DFP_PRECISION=1", "-DFP_PRECISION=2"} & set(options):
+        return False
     if file != "pairs.cu":
         return architecture == "sm_90" or file == "network.cu"
     natural = any(f"-DFP_LANES={n}" in options for n in (2, 4))

@@ -23,8 +23,14 @@ import simulated_gpu
 import test_network  # noqa: F401  forked processes have it
 from hypothesis import Phase, settings
 
-from fastpair import agreement, gpu_matrix, matrix, scoring  # noqa: F401  forked processes have it
-from fastpair.kernels import cpu, gpu, gpu_tiles  # noqa: F401
+from fastpair import (  # noqa: F401  forked processes have it
+    agreement,
+    gpu_lookup,
+    gpu_matrix,
+    matrix,
+    scoring,
+)
+from fastpair.kernels import cpu, gpu, gpu_attention, gpu_tiles  # noqa: F401
 
 TESTS = Path(__file__).parent
 MOST_SECONDS = 600
@@ -59,6 +65,7 @@ ENDS = "test_gpu_matrix.py -k ends_of_a_histogram"
 PORTIONS = "test_gpu_matrix.py -k do_not_depend_on_portions"
 TIES = "test_gpu_matrix.py -k ties_go_to"
 WHOLE_ROWS = "test_gpu_matrix.py -k not_proven"
+LOOKUP = "test_gpu_lookup.py -k softmax_means and identity"
 
 FAULTS = [
     Fault(
@@ -114,8 +121,8 @@ FAULTS = [
     Fault(
         "a misaligned load",
         "pairs.cu",
-        "const int own = lane % FP_NATURAL * 16;",
-        "const int own = lane % FP_NATURAL * 8;",
+        "own = lane % FP_NATURAL * 16;",
+        "own = lane % FP_NATURAL * 8;",
         PAIRS + " and float32",
     ),
     Fault(
@@ -399,6 +406,83 @@ FAULTS = [
         BEST,
     ),
     Fault(
+        "sums that are not scaled down",
+        "attention.cu",
+        "        output[i][j] *= before;\n",
+        "",
+        LOOKUP,
+    ),
+    Fault(
+        "a total that forgets what was before",
+        "attention.cu",
+        "total[own] = fmaf(total[own], before, sum);",
+        "total[own] = sum;",
+        LOOKUP,
+    ),
+    Fault(
+        "a greatest score of half a row",
+        "attention.cu",
+        "for (int apart = 8; apart > 0; apart >>= 1)",
+        "for (int apart = 4; apart > 0; apart >>= 1)",
+        LOOKUP,
+    ),
+    Fault(
+        "values filled while they are read",
+        "attention.cu",
+        "      add_products(space + k * PITCH, some, scores);\n      __syncthreads();",
+        "      add_products(space + k * PITCH, some, scores);",
+        LOOKUP,
+    ),
+    Fault(
+        "values and weights read before they are there",
+        "attention.cu",
+        "      __syncthreads();\n      add_products(space + k * PITCH, some, scores);",
+        "      add_products(space + k * PITCH, some, scores);",
+        LOOKUP,
+    ),
+    Fault(
+        "keys past the end that count",
+        "attention.cu",
+        "if (own_column(j) >= keys || own_column(j)",
+        "if (own_column(j)",
+        LOOKUP,
+    ),
+    Fault(
+        "a query among its own keys",
+        "attention.cu",
+        "|| own_column(j) - own_row(i) == itself)",
+        ")",
+        "test_gpu_lookup.py -k its_own_key",
+    ),
+    Fault(
+        "a span added as it is",
+        "attention.cu",
+        "fmaf(output, old, outputs[own * lookup.width + column] * scale)",
+        "fmaf(output, old, outputs[own * lookup.width + column])",
+        LOOKUP,
+    ),
+    Fault(
+        "roots by tiles alone",
+        "attention.cu",
+        "return !(raw <= -64.0f * slack);",
+        "return false;",
+        "test_gpu_lookup.py -k root_near and float32",
+    ),
+    Fault(
+        "a tile that may overflow and decides",
+        "attention.cu",
+        "if (!(slack < -LOWEST)) return true;",
+        "",
+        "test_gpu_lookup.py -k that_overflow",
+    ),
+    Fault(
+        "the pair kernel of another query",
+        "attention.cu",
+        "rows.left + (row + i) * layout.row_bytes",
+        "rows.left + i * layout.row_bytes",
+        "test_gpu_lookup.py -k root_near and float32",
+    ),
+    Fault(
         "ties that go to the higher column",
         "device.cuh",
         "return (u64)ordered(value) << 32 | (u32)~column;",
@@ -432,7 +516,7 @@ def start(fault, output):
     if child:
         return child
     os.environ["HYPOTHESIS_PROFILE"] = "fault"
-    gpu.read_source = gpu_tiles.read_source = read_with(fault)
+    gpu.read_source = gpu_tiles.read_source = gpu_attention.read_source = read_with(fault)
     target = os.open(output, os.O_WRONLY | os.O_CREAT)
     os.dup2(target, 1)
     os.dup2(target, 2)

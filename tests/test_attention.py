@@ -130,6 +130,24 @@ def test_bits_do_not_depend_on_threads_tasks_memory_or_other_queries(seed, link)
         assert turned.tobytes() == whole[order[:40]].tobytes()
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"threshold": 0.3}])
+@pytest.mark.parametrize("itself", [True, False])
+def test_outputs_from_a_query_on_are_those_of_a_whole_run(options, itself):
+    rng = np.random.default_rng(11)
+    rows, plan = fold(builtin("cosine"), rng.normal(size=(150, 6)))
+    values = rng.normal(size=(150, 3)).astype(np.float32)
+    soft = SoftLookup(rows, None, plan, values, itself=itself, memory=SMALL, threads=2)
+    whole = collect(soft, **options)
+    for start in (1, 77, 150):
+        parts = list(soft(**options, start=start))
+        found = np.concatenate([whole[:0], *(part for _, part in parts)])
+        assert found.tobytes() == whole[start:].tobytes()
+        assert start == 150 or parts[0][0] == start
+    with patch.multiple(attention, _PAIRS_A_GROUP=1):
+        assert len(list(soft(**options))) > 1 or options
+        assert collect(soft, **options).tobytes() == whole.tobytes()
+
+
 def test_keys_in_another_order_change_nothing_but_rounding():
     rng = np.random.default_rng(3)
     queries, keys = rng.normal(size=(2, 900, 16))

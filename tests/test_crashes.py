@@ -11,7 +11,7 @@ from crashes import Disk, numbers
 from fastpair import results
 from fastpair.errors import FastpairError
 from fastpair.listing import write_scored_pairs
-from fastpair.results import DenseWriter, ScoreFile, SparseWriter, TopKWriter
+from fastpair.results import DenseWriter, LookupWriter, ScoreFile, SparseWriter, TopKWriter
 from fastpair.scipy_files import write_csr
 
 ROWS, BLOCK = 150, 32
@@ -71,6 +71,10 @@ def top_k(path, run, **options):
     return TopKWriter(path, (ROWS, 3), {"run": run}, **options)
 
 
+def averages(path, run, **options):
+    return LookupWriter(path, (ROWS, 3), {"run": run}, ids=IDS, **options)
+
+
 def threshold(path, run, **options):
     counts = numbers(run, ROWS, np.int64) % 3
     ends = np.concatenate([[0], np.cumsum(counts)])
@@ -95,6 +99,7 @@ JOBS = {
     "scores.parquet": listed,
     "dense.h5": appended(dense, np.float32),
     "best.h5": appended(top_k, np.int64, np.float32),
+    "averages.h5": appended(averages, np.float32),
     "above.h5": threshold,
     "above.npz": threshold,
 }

@@ -12,15 +12,17 @@ import h5py
 import numpy as np
 import pytest
 
-from fastpair import jobs, results
+from fastpair import attention, jobs, results
 from fastpair.jobs import scoring
 from fastpair.kernels import cpu, pairs, simd  # noqa: F401  the forks find them loaded
+from fastpair.soft_lookup import soft_lookup
 
 KILLS = int(os.environ.get("FASTPAIR_KILLS", "1"))
 PAIRS, ENTITIES = 1_500_000, 12_000
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 
 LISTED = {"table": "t.h5", "pairs": "p.h5"}
+HELD = {"table": "t.h5", "values": "ids.h5"}
 JOBS = {
     "s.h5": (jobs.score, LISTED),
     "packed.h5": (jobs.score, {**LISTED, "compression": "gzip"}),
@@ -33,8 +35,11 @@ JOBS = {
     "above.h5": (jobs.matrix, {"table": "t.h5", "threshold": 0.35}),
     "above.npz": (jobs.matrix, {"table": "t.h5", "threshold": 0.35}),
     "dense.npy": (jobs.matrix, {"table": "t.h5", "dense": True, "against": "few.h5"}),
+    "averages.h5": (soft_lookup, HELD),
+    "packed averages.h5": (soft_lookup, {**HELD, "compression": "gzip"}),
+    "few averages.h5": (soft_lookup, {**HELD, "top_k": 10}),
 }
-QUICK = ("s.h5", "s.csv", "s.parquet", "best.h5", "above.h5")
+QUICK = ("s.h5", "s.csv", "s.parquet", "best.h5", "above.h5", "averages.h5")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,7 @@ def begin(name, folder, **options):
             for key, value in given.items()
         }
         results.SCORE_BLOCK = scoring.SCORE_BLOCK = 1 << 16
+        results.ROWS_AT_ONCE, attention._PAIRS_A_GROUP = 1 << 10, 1 << 24
         summary = function(output=folder / name, **paths, **options)
         os._exit(2 if summary["resumed_from"] else 0)
     except BaseException:

@@ -1,5 +1,7 @@
 """Two tables: users and items, old and new. Every result is right for both, with ids of both."""
 
+from contextlib import contextmanager
+
 import h5py
 import numpy as np
 import pyarrow as pa
@@ -7,9 +9,11 @@ import pyarrow.csv
 import pytest
 from scipy.sparse import csr_matrix
 
-from fastpair import jobs
-from fastpair.errors import DataError, FastpairError
+from fastpair import attention, jobs, results
+from fastpair.attention import SoftLookup
+from fastpair.errors import DataError, FastpairError, MismatchError
 from fastpair.files import read_table, write_embeddings
+from fastpair.matrix_output import MatrixOutput
 from fastpair.results import read_top_k
 from fastpair.scored import open_scored
 from fastpair.scoring import PairScorer
@@ -182,6 +186,97 @@ def test_values_find_their_keys_by_id(world, tmp_path):
         soft_lookup(**both(folder), values=tmp_path / "w.csv", output=tmp_path / "p.h5")
 
 
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Blocks and groups of few queries."""
+    monkeypatch.setattr(results, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(attention, "_PAIRS_A_GROUP", 1)
+
+
+def stop(job):
+    """Run a lookup until some twenty queries are done."""
+    found = MatrixOutput.lookup
+
+    def lookup(target, averages):
+        def first(start):
+            for begin, outputs in averages(start):
+                yield begin, outputs
+                if begin + len(outputs) >= 20:
+                    break
+            raise KeyboardInterrupt
+
+        return found(target, first)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MatrixOutput, "lookup", lookup)
+        with pytest.raises(KeyboardInterrupt):
+            soft_lookup(**job)
+
+
+KEPT = [{}, {"top_k": 3}, {"threshold": 0.1}]
+
+
+@pytest.mark.parametrize("options", [*KEPT, {"compression": "gzip"}])
+def test_a_lookup_that_was_stopped_goes_on_to_the_same_bytes(world, tmp_path, small_parts, options):
+    folder, _ = world
+    np.save(tmp_path / "v.npy", np.random.default_rng(6).normal(size=(ITEMS, 3)))
+    job = {**both(folder), "values": tmp_path / "v.npy", **options}
+    whole = soft_lookup(**job, output=tmp_path / "whole.h5")
+    assert whole["resumed_from"] == 0
+    with patch_lists(options):
+        stop({**job, "output": tmp_path / "o.h5"})
+        with pytest.raises(FastpairError, match="--resume to go on or --overwrite"):
+            soft_lookup(**job, output=tmp_path / "o.h5")
+        again = soft_lookup(**job, output=tmp_path / "o.h5", resume=True)
+    assert 0 < again["resumed_from"] < USERS
+    assert again["resumed_from"] % 16 == 0
+    assert again["without_key"] == whole["without_key"]
+    assert (tmp_path / "o.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert not (tmp_path / "o.h5.partial").exists()
+
+
+@contextmanager
+def patch_lists(options):
+    """Give lists of keys in parts of 20 queries; averages over all keys come in groups anyway."""
+    if not {"top_k", "threshold"} & set(options):
+        yield
+        return
+    listed = SoftLookup._lists
+
+    def in_parts(soft, top_k, threshold, start):
+        for first, counts, indices, scores in listed(soft, top_k, threshold, start):
+            ends = np.concatenate([[0], np.cumsum(counts)])
+            for at in range(0, len(counts), 20):
+                stop = min(at + 20, len(counts))
+                here = slice(ends[at], ends[stop])
+                yield first + at, counts[at:stop], indices[here], scores[here]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SoftLookup, "_lists", in_parts)
+        yield
+
+
+def test_another_lookup_is_not_gone_on_with(world, tmp_path, small_parts):
+    folder, _ = world
+    rng = np.random.default_rng(7)
+    np.save(tmp_path / "v.npy", rng.normal(size=(ITEMS, 3)))
+    np.save(tmp_path / "w.npy", rng.normal(size=(ITEMS, 3)))
+    job = {**both(folder), "values": tmp_path / "v.npy", "output": tmp_path / "o.h5"}
+    stop(job)
+    turned = {"table": job["against"], "against": job["table"]}
+    np.save(tmp_path / "u.npy", rng.normal(size=(USERS, 3)))
+    for changes, words in (
+        ({"values": tmp_path / "w.npy"}, "its values is"),
+        ({"temperature": 0.5}, "its temperature is '1.0', now it is '0.5'"),
+        ({"top_k": 3}, "its top_k is 'None', now it is '3'|its device is"),
+        ({"threshold": 0.5}, "its threshold is|its device is"),
+        ({**turned, "values": tmp_path / "u.npy"}, "its (size|right table|table) is"),
+    ):
+        with pytest.raises(MismatchError, match=words):
+            soft_lookup(**{**job, **changes}, resume=True)
+    assert soft_lookup(**job, resume=True, memory="200MiB", threads=1)["resumed_from"] > 0
+
+
 def test_lookups_that_cannot_be_are_refused(world, tmp_path):
     folder, _ = world
     np.save(tmp_path / "v.npy", np.ones((3, 2)))
@@ -189,7 +284,7 @@ def test_lookups_that_cannot_be_are_refused(world, tmp_path):
     for changes, words in (
         ({}, "3 rows for 45 keys"),
         ({"itself": False}, "--no-self is for one table"),
-        ({"output": tmp_path / "o.csv"}, "expected .h5"),
+        ({"output": tmp_path / "o.csv"}, "written as .h5"),
         ({"values": tmp_path / "none.npy"}, "none.npy"),
     ):
         with pytest.raises(FastpairError, match=words):

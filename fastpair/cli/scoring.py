@@ -148,8 +148,8 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
     Choose one of --top-k, --threshold, --dense, --histogram and --lookup, the last also with one of
     the first two. An entity is not paired with itself, but in a dense matrix and in a lookup. The
     output is HDF5 (.h5, .hdf5); a dense matrix may be .npy, pairs above a threshold .npz (CSR for
-    SciPy), the best of each row .parquet, .csv or .tsv, a histogram .csv or .tsv. A histogram and a
-    lookup begin anew after an interruption.
+    SciPy), the best of each row .parquet, .csv or .tsv, a histogram .csv or .tsv. A histogram
+    begins anew after an interruption.
     """
     soft = {name: options.pop(name) for name in ("lookup", "temperature", "no_self")}
     if soft["lookup"] is not None:
@@ -186,14 +186,12 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
 
 def _look_up(as_json: bool, output: Path, soft: Summary, options: Summary) -> None:
     """Answer `fastpair matrix --lookup`."""
-    refused = {"dense", "histogram", "bins", "compression", "resume", "device_memory", "exclude"}
+    refused = {"dense", "histogram", "bins", "exclude"}
     refused |= {"left_column", "right_column", "keys", "separator", "header", "follow_links"}
     refused |= {"plan", "scheduler", "workers", "consolidate"}
     for name in sorted(refused & given_options()):
         raise click.UsageError(f"{spelled(name)} does not go with --lookup")
     options = {name: value for name, value in options.items() if name not in refused}
-    if options.pop("device") not in ("auto", "cpu"):
-        raise click.UsageError("--lookup runs on the CPU: leave out --device")
     if options["top_k"] is not None and options["threshold"] is not None:
         raise click.UsageError("choose one of --top-k and --threshold")
     if soft["temperature"] is not None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastpair.backend import memory_budget, parse_size
-from fastpair.device import pick
+from fastpair.backend import memory_budget
+from fastpair.device import device_bytes as device_bytes
 from fastpair.errors import ArgumentError, DataError, MemoryBudgetError, MismatchError
 from fastpair.files import Table, read_model, read_table
 from fastpair.ingest import EmbeddingSource
@@ -105,20 +105,6 @@ def refuse_embeddings(model: Model, path: str | Path) -> None:
     """Refuse a file of embeddings beside a model that has tables of its own."""
     if model.tables is not None:
         raise ArgumentError(f"the model {path} has tables of its own: leave EMBEDDINGS out")
-
-
-def device_bytes(device: str, device_memory: str | int | None) -> int | None:
-    """Return the bytes to use on a GPU; refuse a device that is not there before all else."""
-    if device not in ("auto", "cpu"):
-        pick(device)
-    if device_memory is None:
-        return None
-    if device == "cpu":
-        raise ArgumentError(f"--device-memory is {device_memory} but the device is the CPU")
-    size = parse_size(device_memory) if isinstance(device_memory, str) else device_memory
-    if size < 1:
-        raise ArgumentError(f"device memory is {size} bytes, expected at least 1")
-    return size
 
 
 def load_tables(
