@@ -290,11 +290,14 @@ class Plane:
     left, right : (E, 2) float64, where an entity lies as a left and as a right one; the same array
         in symmetric models.
     share : of the variance of all columns that these two hold.
+    ratio : median distance of good pairs over that of bad ones, in all columns; None where there
+        are none of one kind.
     """
 
     left: np.ndarray
     right: np.ndarray
     share: float
+    ratio: float | None = None
 
 
 def plane_sample(
@@ -324,7 +327,7 @@ def plane_sample(
     return entities, lines
 
 
-def learned_plane(model: Model, embeddings: np.ndarray) -> Plane:
+def learned_plane(model: Model, embeddings: np.ndarray, lines: dict[str, np.ndarray]) -> Plane:
     """Return the two main directions of what the towers of a model make of embeddings (E, n).
 
     Outputs of several towers stand side by side, each brought to the same mean square.
@@ -336,9 +339,27 @@ def learned_plane(model: Model, embeddings: np.ndarray) -> Plane:
         parts = [branch.outputs(rows, side) for branch in model.branches]
         scaled = [part / (np.sqrt((part**2).sum(axis=1).mean()) or 1.0) for part in parts]
         outputs.append(np.concatenate(scaled, axis=1))
-    points, share = main_directions(np.concatenate(outputs))
-    left, right = (points, points) if len(sides) == 1 else np.split(points, 2)
-    return Plane(left, right, share)
+    return plane_of(outputs[0], outputs[1] if model.asymmetric else None, lines)
+
+
+def plane_of(left: np.ndarray, right: np.ndarray | None, lines: dict[str, np.ndarray]) -> Plane:
+    """Return the main directions of entities (E, n), as left and, if not None, as right ones.
+
+    Parameters
+    ----------
+    lines : (L, 2) pairs of entities by kind, "good" and "bad".
+    """
+    both = left if right is None else np.concatenate([left, right])
+    points, share = main_directions(both)
+    other = left if right is None else right
+    apart = {
+        kind: np.linalg.norm(left[ends[:, 0]] - other[ends[:, 1]], axis=1)
+        for kind, ends in lines.items()
+    }
+    middle = {kind: float(np.median(one)) for kind, one in apart.items() if len(one)}
+    ratio = middle["good"] / middle["bad"] if len(middle) == 2 and middle["bad"] > 0 else None
+    places = (points, points) if right is None else np.split(points, 2)
+    return Plane(places[0], places[1], share, ratio)
 
 
 def main_directions(rows: np.ndarray) -> tuple[np.ndarray, float]:

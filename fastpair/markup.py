@@ -28,7 +28,12 @@ def element(name: str, *content: object, **attributes: object) -> Html:
 
 
 def table(
-    rows: Sequence[Sequence[object]], caption: str, numbers: Iterable[int] = (), kind: str = ""
+    rows: Sequence[Sequence[object]],
+    caption: str,
+    numbers: Iterable[int] = (),
+    kind: str = "",
+    *,
+    headed: bool = False,
 ) -> Html:
     """Return a table in a box that scrolls by itself; the first row and column are headings.
 
@@ -38,13 +43,17 @@ def table(
     caption : what the table shows.
     numbers : which columns hold numbers, set to the right.
     kind : class of the table.
+    headed : whether a heading above says the same, so that the caption need not be seen.
     """
     right = set(numbers)
 
     def looks(column: int) -> str | None:
         return "number" if column in right else None
 
-    head = [element("th", c, scope="col", class_=looks(n)) for n, c in enumerate(rows[0])]
+    head = [
+        element("th", c, scope="col", class_=looks(n)) if c else element("td")
+        for n, c in enumerate(rows[0])
+    ]
     body = []
     for row in rows[1:]:
         cells = [element("th", row[0], scope="row", class_=looks(0))]
@@ -54,7 +63,7 @@ def table(
         body.append(element("tr", *cells))
     whole = element(
         "table",
-        element("caption", caption),
+        element("caption", caption, class_="unseen" if headed else None),
         element("thead", element("tr", *head)),
         element("tbody", *body),
         class_=kind or None,

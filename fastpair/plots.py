@@ -250,7 +250,7 @@ def histogram_figure(
         axes.legend(loc="upper right")
 
     words = "Histogram of the scores of good and of bad pairs, with a line at the threshold."
-    return figure("histogram", words, draw, size=(7.2, 3.2), grid="y")
+    return figure("histogram", words, draw, size=(8.4, 3.1), grid="y")
 
 
 def reliability_figure(after: Reliability, before: Reliability | None) -> Figure:
@@ -333,8 +333,7 @@ def plane_figure(
                 axes.plot(
                     *segments.reshape(-1, 2).T, ".", color=colour, markersize=4, markeredgewidth=0
                 )
-        axes.set(xticks=[], yticks=[], title=title)
-        axes.title.set_fontsize(11)
+        axes.set(xticks=[], yticks=[])
         axes.set_xlabel(f"two directions with {100 * plane.share:.0f} % of the variance")
         axes.margins(0.04)
         axes.legend(loc="best")
@@ -388,7 +387,7 @@ def history_figures(epochs: Sequence[dict[str, Any]], metric: str, called: str) 
     arms = list(dict.fromkeys(str(entry.get("arm", "")) for entry in epochs))[:4]
     dashes = ["-", "--", ":", "-."]
     figures = []
-    for name, key, label in (("loss", "loss", "loss on the training pairs"), ("curve", metric, "")):
+    for name, key, label in (("loss", "loss", "loss"), ("curve", metric, called)):
 
         def draw(axes: Axes, key: str = key, label: str = label) -> None:
             from matplotlib.ticker import MaxNLocator
@@ -404,12 +403,12 @@ def history_figures(epochs: Sequence[dict[str, Any]], metric: str, called: str) 
                     marker="." if len(own) < 3 else None,
                     label=f"arm {arm}" if arm else None,
                 )
-            axes.set(xlabel="epoch", ylabel=label or f"{called}, validation pairs")
+            axes.set(xlabel="epoch", ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if len(arms) > 1:
                 axes.legend(loc="best")
 
-        words = f"{label or called} over the epochs of training."
+        words = f"{label} over the epochs of training."
         if any(_number(entry, key) for entry in epochs):
             figures.append(figure(name, words, draw, size=(4.6, 3.0)))
     return figures

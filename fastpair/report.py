@@ -34,6 +34,9 @@ from fastpair.wording import (
     property_lines,
 )
 
+FIRST_SHOWN = 8
+"""Mistakes of each kind that are seen at once; the others unfold."""
+
 LONGEST_NAME = 80
 """Characters of an id or of a value of a column."""
 
@@ -209,7 +212,13 @@ def _mistakes(material: Material, truth: np.ndarray | None, counted: Thresholds 
         if len(rows):
             cells = _pair_rows(material, rows, names, texts, graded=truth is None)
             numbers = range(len(cells[0]) - 2)
-            parts.append(table(cells, titles[kind], numbers=numbers, kind="pairs"))
+            parts.append(
+                table(cells[: FIRST_SHOWN + 1], titles[kind], numbers, "pairs", headed=True)
+            )
+            rest = cells[FIRST_SHOWN + 1 :]
+            if rest:
+                more = table([cells[0], *rest], titles[kind], numbers, "pairs", headed=True)
+                parts.append(element("details", element("summary", f"{len(rest)} more"), more))
         else:
             parts.append(paragraph("None."))
     return Html("".join(parts))
@@ -275,7 +284,7 @@ def _parts(material: Material) -> Html:
             cells = [row[:-1] for row in cells]
         title = shortened(column, LONGEST_NAME)
         figure = _groups_figure(f"parts-{number}", title, found)
-        body = table(cells, f"The pairs by {title}", numbers=(1, 2))
+        body = table(cells, f"The pairs by {title}", (1, 2), headed=True)
         parts += [element("h3", f"By {title}"), body, figure]
     return Html("".join(parts))
 
@@ -298,7 +307,11 @@ def _groups_figure(name: str, title: str, found: Summary) -> Html:
         return Html("")
     words = f"{METRICS[key]} of the model and of what stands beside it, by {title}."
     figure = plots.groups_figure(name, words, rows, METRICS[key])
-    return shown_figure(figure, f"{METRICS[key]} by {title}; bars are 95 % intervals.")
+    return shown_figure(figure, _sentence(f"{METRICS[key]} by {title}; bars are 95 % intervals."))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _properties(summary: Summary) -> Html:
@@ -324,13 +337,12 @@ def _projection(material: Material, truth: np.ndarray) -> Html:
     if len(entities) < 3:
         return Html("")
     some = np.asarray(embeddings[entities], np.float64)
-    learned = curves.learned_plane(material.model, some)
+    learned = curves.learned_plane(material.model, some, lines)
     figures = []
     if comparison.similarities.get("raw_cosine") is not None:
         from fastpair.heads import unit_rows
 
-        points, share = curves.main_directions(unit_rows(some)[0])
-        plain = curves.Plane(points, points, share)
+        plain = curves.plane_of(unit_rows(some)[0], None, lines)
         figures.append(("plane-raw", "embeddings as they came", plain, False))
     title = "what the model makes of them" if figures else "what the model learned"
     figures.append(("plane-learned", title, learned, material.model.asymmetric))
@@ -340,10 +352,19 @@ def _projection(material: Material, truth: np.ndarray) -> Html:
         "two directions of many can only hint at it."
     )
     shown = [
-        shown_figure(plots.plane_figure(name, words, plane, lines, both), words.capitalize() + ".")
+        shown_figure(
+            plots.plane_figure(name, words, plane, lines, both),
+            f"{_sentence(words)}: {_apart(plane)}",
+        )
         for name, words, plane, both in figures
     ]
     return Html(paragraph(about) + element("div", *shown, class_="figures"))
+
+
+def _apart(plane: curves.Plane) -> str:
+    if plane.ratio is None:
+        return "entities as dots."
+    return f"over all columns, good pairs are {plane.ratio:.2f} times as far apart as bad ones."
 
 
 def _training(model: Model) -> Html:
@@ -360,14 +381,13 @@ def _training(model: Model) -> Html:
     if told:
         arm = f" of arm {kept['arm']}" if "arm" in kept else ""
         words += f" What was kept is epoch {kept['epoch']}{arm}."
-    shown = [
-        shown_figure(one, text) for one, text in zip(figures, ("Loss.", f"{called}."), strict=False)
-    ]
+    captions = ("Loss on the training pairs.", f"{_sentence(called)} on the validation pairs.")
+    shown = [shown_figure(one, text) for one, text in zip(figures, captions, strict=False)]
     return Html(paragraph(words) + element("div", *shown, class_="figures"))
 
 
 def _made(material: Material) -> Html:
-    rows = [["", ""], *([name, element("code", words)] for name, words in material.made)]
+    rows = [["what", "which"], *([name, element("code", words)] for name, words in material.made)]
     described = material.model.description
     notes = described.get("notes")
     told = {name: value for name, value in described.items() if name != "notes"}

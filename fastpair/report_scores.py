@@ -22,6 +22,7 @@ Moves = dict[str, tuple[float, float]]
 
 
 def slider_data(material: Material, counted: Thresholds, moves: Moves) -> Summary:
+    """Return what the script of the page reads: counts, what is shown, and how marks move."""
     shown = {"threshold": [brief(value) for value in counted.values]}
     chance = chances(material.model, counted.values)
     if chance is not None:
@@ -39,6 +40,7 @@ def slider_data(material: Material, counted: Thresholds, moves: Moves) -> Summar
 
 
 def ranking(material: Material, truth: np.ndarray, counted: Thresholds) -> tuple[Html, Moves]:
+    """Return the ROC and the precision-recall curve, and how their marks move."""
     comparison, options = material.comparison, material.comparison.options
     names = {"model": "model"}
     if material.beside:
@@ -79,7 +81,7 @@ def ranking(material: Material, truth: np.ndarray, counted: Thresholds) -> tuple
         shown_figure(roc, f"ROC. Dotted: chance. Circle: the threshold.{band}"),
         shown_figure(
             ranked,
-            f"Precision and recall. Dotted: the share of good pairs, {share:.2%}.{band}",
+            f"Precision and recall. Dotted: the share of good pairs, {100 * share:.2f} %.{band}",
         ),
         class_="figures",
     )
@@ -101,6 +103,7 @@ def _field(show: str, value: float, kind: str = "") -> Html:
 def threshold_section(
     material: Material, truth: np.ndarray, counted: Thresholds
 ) -> tuple[Html, Moves]:
+    """Return the slider with all that it moves."""
     at = counted.at
     value, hits, taken = float(counted.values[at]), int(counted.hits[at]), int(counted.taken[at])
     good, bad = counted.good, counted.pairs - counted.good
@@ -148,16 +151,15 @@ def threshold_section(
         ],
         "Pairs of the file, taken if they score at least the threshold",
         numbers=(1, 2),
+        kind="small",
     )
     content = [
         paragraph(origin),
         element("noscript", paragraph("Scripts are off: the numbers are those of one threshold.")),
         slider,
         tiles(said),
+        shown_figure(histogram, "Scores of good and of bad pairs, as shares of each kind.", "wide"),
         confusion,
-        shown_figure(
-            histogram, "Scores of good and of bad pairs, each as shares of its own kind.", "wide"
-        ),
         element("h3", "How many pairs to expect"),
         _expected(hits / good, wrong / bad, good / counted.pairs, bad),
     ]
@@ -170,10 +172,10 @@ def _expected(recall: float, false: float, share: float, bad: int) -> Html:
         '<div class="asks"><div><label for="candidates">Candidate pairs</label>'
         f'<input type="number" id="candidates" min="1" step="any" value="{CANDIDATES}" '
         'autocomplete="off"></div><div><label for="share">Good among them, in %</label>'
-        f'<input type="number" id="share" min="0" max="100" step="any" value="{100 * share:.4g}" '
+        f'<input type="number" id="share" min="0" max="100" step="any" value="{100 * share:.6g}" '
         'autocomplete="off"></div></div>'
     )
-    share = float(f"{100 * share:.4g}") / 100
+    share = float(f"{100 * share:.6g}") / 100
     expected_good, expected_bad = CANDIDATES * share * recall, CANDIDATES * (1 - share) * false
     total = expected_good + expected_bad
     numbers = [
@@ -203,6 +205,7 @@ def _expected(recall: float, false: float, share: float, bad: int) -> Html:
 
 
 def calibration(material: Material, truth: np.ndarray) -> Html:
+    """Return how often probabilities come true, or nothing where the unit has none."""
     scored = material.comparison.scored["model"]
     after = scored.probability
     if after is None and material.model.unit == "log-odds":
