@@ -37,7 +37,7 @@ def read_entities(path: str | Path, wanted: Sequence[str]) -> EntityTexts:
     Parameters
     ----------
     path : CSV, TSV, Parquet or Arrow, whose first line or schema names the columns. The ids are in
-        the column with a usual name of ids, else in the first one.
+        the column that has most of them in its first rows.
     wanted : ids.
 
     Raises
@@ -54,11 +54,11 @@ def read_entities(path: str | Path, wanted: Sequence[str]) -> EntityTexts:
             f"{path} is no table of entities: it needs a column of ids and others with what they "
             "stand for."
         )
-    key = _id_column(file)
+    ids = pa.array(list(dict.fromkeys(wanted)), pa.string())
+    key = _id_column(file, ids)
     columns = [name for name in file.names if name != key and _plain(file.type_of(name))]
     columns = columns[:MOST_COLUMNS]
     rows: dict[str, list[str]] = {}
-    ids = pa.array(list(dict.fromkeys(wanted)), pa.string())
     for batch in file.batches([key, *columns]):
         texts = [column.cast(pa.string()) for column in batch.columns]
         found = pc.is_in(texts[0], value_set=ids)
@@ -74,13 +74,24 @@ def read_entities(path: str | Path, wanted: Sequence[str]) -> EntityTexts:
     return EntityTexts(columns, rows)
 
 
-def _id_column(file: Columns) -> str:
+def _id_column(file: Columns, ids: pa.Array) -> str:
+    """Return the column that has most of the ids in the first rows; of equal ones the likeliest."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     from fastpair.ingest import names_ids
 
     able = [name for name in file.names if _plain(file.type_of(name))]
     if not able:
         raise DataError(f"{file.path} has no column of texts or numbers that could be ids.")
-    return next((name for name in able if names_ids(name)), able[0])
+    able.sort(key=lambda name: (name.lower() not in ("id", "ids"), not names_ids(name)))
+    first = next(file.batches(able), None)
+    if first is None:
+        return able[0]
+    found = [
+        pc.sum(pc.is_in(one.cast(pa.string()), value_set=ids)).as_py() for one in first.columns
+    ]
+    return max(zip(found, range(0, -len(able), -1), able, strict=True))[2]
 
 
 def _plain(kind: pa.DataType) -> bool:

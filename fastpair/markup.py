@@ -56,10 +56,11 @@ def table(
     ]
     body = []
     for row in rows[1:]:
-        cells = [element("th", row[0], scope="row", class_=looks(0))]
+        names = [clean(name) if kind == "pairs" else None for name in rows[0]]
+        cells = [element("th", row[0], scope="row", class_=looks(0), data_name=names[0])]
         for n, cell in enumerate(row[1:], 1):
             text = "text" if isinstance(cell, Html) and cell.startswith("<d") else None
-            cells.append(element("td", cell, class_=looks(n) or text))
+            cells.append(element("td", cell, class_=looks(n) or text, data_name=names[n]))
         body.append(element("tr", *cells))
     whole = element(
         "table",

@@ -250,7 +250,7 @@ def histogram_figure(
         axes.legend(loc="upper right")
 
     words = "Histogram of the scores of good and of bad pairs, with a line at the threshold."
-    return figure("histogram", words, draw, size=(8.4, 3.1), grid="y")
+    return figure("histogram", words, draw, size=(6.2, 3.1), grid="y")
 
 
 def reliability_figure(after: Reliability, before: Reliability | None) -> Figure:

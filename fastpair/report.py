@@ -260,11 +260,11 @@ def _entity(name: str, texts: EntityTexts | None) -> Html:
     title = element("b", shortened(name, LONGEST_NAME))
     if texts is None:
         return element("div", title)
-    parts: list[Html] = []
+    parts: list[object] = []
     for column, cell in zip(texts.columns, texts.rows.get(name, []), strict=False):
         if cell:
-            parts.append(element("dt", shortened(column, LONGEST_NAME)))
-            parts.append(element("dd", shortened(cell, LONGEST_TEXT)))
+            parts += [element("dt", f"{shortened(column, LONGEST_NAME)}:"), " "]
+            parts += [element("dd", shortened(cell, LONGEST_TEXT)), " "]
     return element("div", title, element("dl", *parts) if parts else "")
 
 
@@ -390,13 +390,16 @@ def _made(material: Material) -> Html:
     rows = [["what", "which"], *([name, element("code", words)] for name, words in material.made)]
     described = material.model.description
     notes = described.get("notes")
-    told = {name: value for name, value in described.items() if name != "notes"}
-    rows += [
-        [f"model: {shortened(name, LONGEST_NAME)}", shortened(str(value), LONGEST_TEXT)]
-        for name, value in told.items()
-        if value is not None
+    told = [
+        [shortened(name, LONGEST_NAME), shortened(str(value), LONGEST_TEXT)]
+        for name, value in described.items()
+        if value is not None and name != "notes"
     ]
     parts = [table(rows, "Model, data and versions")]
+    if told:
+        title = "Settings that the model was trained with"
+        settings = table([["setting", "value"], *told], title, headed=True)
+        parts.append(element("details", element("summary", title), settings))
     if isinstance(notes, list) and notes:
         parts.append(element("h3", "What training said"))
         lines = [element("li", shortened(str(note), 2 * LONGEST_TEXT)) for note in notes[:50]]
