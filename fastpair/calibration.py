@@ -73,14 +73,17 @@ def calibrated(
         slope, mean = 1e-3 / max(float(scores.std()), 1e-9), float(labels.mean())
         level = mean if calibration.graded else float(np.log(mean / (1 - mean)))
         offset = level - slope * float(scores.mean())
+    fitted = {"slope": float(slope), "offset": float(offset)}
+    record = {**model.record, "calibration": fitted}
     if calibration.graded:
-        return model.calibrated(slope, offset, unit="grade"), notes
+        return model.calibrated(slope, offset, unit="grade", record=record), notes
     weights = None
     if calibration.prior is not None:
         shift, weights = prior_shift(labels, calibration.prior)
         offset += shift
+        fitted["offset"] = float(offset)
     final = slope * scores + offset
-    changes: dict[str, Any] = {"unit": "log-odds"}
+    changes: dict[str, Any] = {"unit": "log-odds", "record": record}
     changes["threshold"] = find_threshold(final, labels, calibration.threshold_by, weights)
     if calibration.calibrate == "isotonic":
         changes["calibration"] = fit_isotonic(final, labels, weights)

@@ -519,6 +519,9 @@ def write_model(path: str | Path, model: Model, *, overwrite: bool = False) -> N
         for side, table in model.tables.sides.items() if model.tables else ():
             write_array(file, f"tables/{side}/embeddings", table.columns)
             write_text(file, f"tables/{side}/ids", table.ids)
+        if model.record:
+            record = json.dumps(model.record, allow_nan=False, sort_keys=True)
+            write_array(file, "record", np.frombuffer(record.encode(), np.uint8))
 
     attributes = {"config": text, "fingerprint": model.fingerprint()}
     with Output(path, "model", attributes, overwrite=overwrite, lay_out=lay_out):
@@ -550,6 +553,11 @@ def read_model(path: str | Path) -> Model:
         model = Model.from_parts(config, arrays)
         if "tables" in file:
             model = replace(model, tables=_read_id_tables(file["tables"]))
+        if "record" in file:
+            record = json.loads(file["record"][()].astype(np.uint8).tobytes())
+            if not isinstance(record, dict):
+                raise ValueError("its record of how it was learned is none")
+            model = replace(model, record=record)
         if model.fingerprint() != file.attrs["fingerprint"]:
             raise ValueError("its content does not agree with its fingerprint")
     return model

@@ -20,6 +20,7 @@ from fastpair.id_tables import IdTable, IdTables
 from fastpair.ids import RowsOfIds, check_ids
 from fastpair.jobs.inputs import load_model, truth
 from fastpair.jobs.learning import logging_epochs
+from fastpair.jobs.reporting import check_report, write_report
 from fastpair.model import Model
 from fastpair.pairs import Side, open_pairs
 from fastpair.raw_pairs import RawPairs, open_raw_pairs
@@ -245,6 +246,9 @@ def evaluate(
     graded: bool = False,
     by: Sequence[str] = (),
     bootstrap: int = 200,
+    report: Path | None = None,
+    entities: Path | None = None,
+    overwrite: bool = False,
     seed: int = 0,
     left_column: str | None = None,
     right_column: str | None = None,
@@ -256,7 +260,8 @@ def evaluate(
 
     Parameters
     ----------
-    good, graded, by, bootstrap, seed : as `fastpair.jobs.evaluate` takes them.
+    good, graded, by, bootstrap, report, entities, overwrite, seed : as `fastpair.jobs.evaluate`
+        takes them.
     reading : what the pair file does not say itself.
 
     Returns
@@ -268,14 +273,16 @@ def evaluate(
     from fastpair.evaluation import Scored
 
     begun = time.perf_counter()
+    check_report(report, entities, overwrite, [Path(model), pairs])
     similarity = load_model(model)
     tables = similarity.tables
     if tables is None:
         raise ArgumentError(f"the model {model} has no tables of its own: give EMBEDDINGS too")
     right = tables.left if tables.right is None else tables.right
     counts = len(tables.left.ids), len(right.ids)
+    named, pairs = pairs, received(pairs)
     source = open_pairs(
-        received(pairs),
+        pairs,
         ids=tables.left.ids,
         count=counts[0],
         right_ids=right.ids,
@@ -329,13 +336,36 @@ def evaluate(
         result["by"][name], rest = breakdown(comparison, values)
         if rest:
             notes.append(f"{name} has {rest} more values, rarer than those shown")
-    seconds = time.perf_counter() - begun
-    return {**result, "unit": similarity.unit, "notes": notes, "seconds": seconds}
+    result = {**result, "unit": similarity.unit, "notes": notes}
+    if report is not None:
+        write_report(
+            report,
+            result,
+            similarity,
+            comparison,
+            pair_rows=np.arange(len(labels)),
+            name_of=lambda entity: _stacked_name(tables, entity),
+            entities=entities,
+            model_name=model,
+            files={"pairs": (named, pairs)},
+            options={"good": good, "graded": graded or None, "bootstrap": bootstrap, "seed": seed},
+        )
+        result["report"] = str(report)
+    return {**result, "seconds": time.perf_counter() - begun}
 
 
 def _stacked(tables: IdTables) -> np.ndarray:
     """Return the rows of all tables one after the other, each with that of unknown ids behind."""
     return np.concatenate([table.with_unknown() for table in tables.sides.values()])
+
+
+def _stacked_name(tables: IdTables, row: int) -> str:
+    """Return the id of a row of `_stacked`."""
+    for table in tables.sides.values():
+        if row <= len(table.ids):
+            return "(an unknown id)" if row == len(table.ids) else str(table.ids[row])
+        row -= len(table.ids) + 1
+    raise IndexError(row)
 
 
 def _biases_alone(model: Model, columns: np.ndarray) -> np.ndarray | None:

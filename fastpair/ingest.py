@@ -427,7 +427,7 @@ def _text_embeddings(file: TextColumns, header: bool | None) -> EmbeddingSource:
         for number, name in enumerate(file.names)
         if not is_number(sample.column(number)[0].as_py()) and sample.column(number)[0].as_py()
     ]
-    named = [name for name in file.names if _names_ids(name)]
+    named = [name for name in file.names if names_ids(name)]
     sure = [name for name in named if ID_PATTERN.fullmatch(name)]
     key = next(iter(sure or words or named), None)
     if key is None:
@@ -484,7 +484,8 @@ def _names_listed(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:12]) + (" ..." if len(names) > 12 else "")
 
 
-def _names_ids(name: str) -> bool:
+def names_ids(name: str) -> bool:
+    """Whether a column is called as columns of ids usually are."""
     return name.lower() in ID_NAMES or ID_PATTERN.fullmatch(name) is not None
 
 
@@ -499,7 +500,7 @@ def _embedding_header(first: list[str]) -> bool:
     if any(is_number(field) and not field.strip().isdecimal() for field in first):
         return False  # 0.5 or nan names no column; what is missing beside it is no word
     words = [field for field in first if not is_number(field)]
-    if len(words) == 1 and _names_ids(words[0]):
+    if len(words) == 1 and names_ids(words[0]):
         numbers = {field for field in first if field.isdecimal()}
         return len(numbers) == len(first) - 1
     return len(words) > 1 or len(words) == len(first)
@@ -560,7 +561,7 @@ def _id_column(file: Columns, kinds: dict[str, pa.DataType], lists: Sequence[str
     able = [
         n for n in kinds if n not in lists and (is_text_type(kinds[n]) or is_numeric_type(kinds[n]))
     ]
-    named = sorted(filter(_names_ids, able), key=lambda n: ID_PATTERN.fullmatch(n) is None)
+    named = sorted(filter(names_ids, able), key=lambda n: ID_PATTERN.fullmatch(n) is None)
     if lists:
         only = able if len(able) == 1 else texts if len(texts) == 1 else []
         return next(iter(named or only), None)

@@ -723,6 +723,26 @@ def metric_name(graded: bool) -> str:
     return "spearman" if graded else "average_precision"
 
 
+def learning_record(
+    history: list[dict[str, Any]], metric: str, kept: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a model keeps of its learning: nothing of clocks, so that equal runs are equal.
+
+    Parameters
+    ----------
+    history : one entry an epoch.
+    metric : name of what decided between epochs.
+    kept : what was kept: `arm` and `epoch`, where there are any.
+    """
+    told = ("arm", "epoch", "loss", metric)
+    epochs = [{name: entry[name] for name in told if name in entry} for entry in history]
+    return {
+        "metric": metric,
+        "kept": {name: kept[name] for name in ("arm", "epoch") if name in kept},
+        "history": epochs,
+    }
+
+
 def rank_quality(scores: np.ndarray, labels: np.ndarray, graded: bool) -> float:
     """Return what decides between epochs and arms: average precision, Spearman's rho for grades."""
     from scipy.stats import spearmanr

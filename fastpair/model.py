@@ -487,6 +487,8 @@ class Model:
     calibration : the curve from scores to probabilities; None: the sigmoid of log-odds.
     description : how the model came about; anything that JSON can hold.
     tables : what a model of ids learned in the place of embeddings, or None; not in `to_parts`.
+    record : how learning went: `history`, `calibration` and what else a report shows of it; no
+        part of what the model is, so neither in `to_parts` nor in the fingerprint.
     """
 
     branches: list[Branch]
@@ -502,6 +504,7 @@ class Model:
     calibration: Isotonic | None = None
     description: dict[str, Any] = field(default_factory=dict)
     tables: IdTables | None = None
+    record: dict[str, Any] = field(default_factory=dict, compare=False)
     _reference: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

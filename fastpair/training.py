@@ -33,7 +33,16 @@ from fastpair.backend import one_blas_thread, thread_count
 from fastpair.calibration import Calibration, calibrated, fit_combination
 from fastpair.errors import ArgumentError, DataError, MismatchError
 from fastpair.evaluation import pca_model, raw_cosine
-from fastpair.learner import Learner, Pairs, Progress, blocks, learn, metric_name, rank_quality
+from fastpair.learner import (
+    Learner,
+    Pairs,
+    Progress,
+    blocks,
+    learn,
+    learning_record,
+    metric_name,
+    rank_quality,
+)
 from fastpair.model import Branch, Model, builtin, fit_preparation
 from fastpair.objectives import balanced
 from fastpair.properties import guarantees_reflexivity
@@ -387,7 +396,8 @@ class _Tournament:
         self.notes += notes
         if self.task.settings["reflexive"] > 0:
             self.notes.append(_guarantee_note(model))
-        model = replace(model, description={**description, "notes": self.notes})
+        record = {**model.record, **learning_record(self.history, self.metric, kept)}
+        model = replace(model, description={**description, "notes": self.notes}, record=record)
         return TrainingResult(model, self.history, [*self.resumed, *self.notes], arms)
 
     def _estimate(self) -> float:

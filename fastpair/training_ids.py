@@ -27,6 +27,7 @@ from fastpair.id_learners import (
     IdSettings,
     Learned,
 )
+from fastpair.learner import learning_record
 from fastpair.model import Model
 
 FEWEST_PAIRS = 30
@@ -175,6 +176,10 @@ def train_ids(
             "seed": seed,
             "epochs": search.best_epoch,
             search.metric: search.best,
+        },
+        record={
+            **model.record,
+            **learning_record(search.history, search.metric, {"epoch": search.best_epoch}),
         },
     )
     return IdTrainingResult(

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fastpair.cli.ending import GOES_ON, interrupted_code, stop
-from fastpair.cli.measured import METRICS, metric_lines
+from fastpair.cli.measured import history_lines, metric_lines
 from fastpair.cli.shared import (
     Meter,
     Summary,
@@ -32,6 +32,7 @@ from fastpair.cli.shared import (
     spelled,
     threads_option,
 )
+from fastpair.wording import METRICS
 
 
 @commands.command()
@@ -215,6 +216,8 @@ def train(as_json: bool, output: Path, **options: Any) -> None:
             stop("interrupted" + (GOES_ON if state.exists() else ""), interrupted_code())
     if not as_json and summary["arms"]:
         _show_arms(summary["arms"])
+        kept = next(arm for arm in summary["arms"] if arm["kept"])
+        _show_history(summary["history"], next(iter(summary["validation"])), kept["arm"])
     finish(
         summary,
         as_json,
@@ -246,6 +249,8 @@ def _train_ids(as_json: bool, output: Path, given: set[str], options: Summary) -
             meter(1)
 
         summary = id_jobs.train(pairs, output, on_epoch=on_epoch, **settings)
+    if not as_json:
+        _show_history(summary["history"], next(iter(summary["validation"])))
     metrics = ", ".join(f"{_metric_name(k)} {v:.4f}" for k, v in summary["validation"].items())
     finish(
         summary,
@@ -258,6 +263,12 @@ def _train_ids(as_json: bool, output: Path, given: set[str], options: Summary) -
 
 def _metric_name(key: str) -> str:
     return METRICS.get(key, key)
+
+
+def _show_history(history: list[Summary], metric: str, arm: str | None = None) -> None:
+    """Draw how learning went, where somebody looks on."""
+    if sys.stderr.isatty():
+        say(*history_lines(history, metric, arm))
 
 
 def _show_arms(arms: list[Summary]) -> None:

@@ -1,125 +1,35 @@
-"""What was measured, put into words and tables."""
+"""What was measured, as lines of text for the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastpair.cli.shared import Summary
+from fastpair.wording import gain_lines, group_table, metric_table, property_lines
 
-METRICS = {
-    "auc": "AUC",
-    "average_precision": "average precision",
-    "spearman": "Spearman",
-    "pearson": "Pearson",
-    "f1": "F1",
-    "precision": "precision",
-    "recall": "recall",
-    "eer": "equal error rate",
-    "log_loss": "log loss",
-    "brier": "Brier score",
-    "ece": "calibration error",
-    "rmse": "root mean square error",
-    "mae": "mean absolute error",
-}
-"""Metrics in the order in which they are printed, and what they are called."""
+BLOCKS = " ▁▂▃▄▅▆▇█"
+"""Heights of the characters that curves in the terminal are made of."""
 
-SIMILARITIES = {
-    "raw_cosine": "raw cosine",
-    "unlabelled_pca": "unlabelled PCA",
-    "biases_alone": "biases alone",
-}
-"""What stands beside the model, where it is there."""
+CURVE_WIDTH = 48
+"""Characters of such a curve, at most."""
 
 
 def evaluation_lines(summary: Summary) -> list[str]:
     """Put what `jobs.evaluate` found into words and tables."""
     good = "" if summary["n_good"] is None else f", {summary['n_good']} of them good"
-    beside = {name: words for name, words in SIMILARITIES.items() if name in summary}
-    others = [summary[name] for name in beside]
-    rows = [["", "model", *beside.values()]]
-    graded = summary["auc"] is None or "spearman" in summary.get("intervals", {})
-    for key, name in METRICS.items():
-        if summary.get(key) is None or (key in ("spearman", "pearson") and not graded):
-            continue
-        if key in ("f1", "precision", "recall"):
-            name += f" at {summary['threshold']:.4g}"
-        rows.append([name, *(_shown(metrics, key) for metrics in (summary, *others))])
-    found = summary["recall_at"]
-    for k in found.get("model", {}):
-        cells = [_number(found[name][k]) for name in ("model", *beside)]
-        rows.append([f"recall in the best {k}", *cells])
-    lines = [f"{summary['n_pairs']} pairs{good}", *aligned(rows)]
-    for name, words in beside.items():
-        gain = summary[name].get("gain", {})
-        for key in ("average_precision", "spearman"):
-            if key in gain:
-                shown = _number(gain[key], "+")
-                lines.append(f"gain in {METRICS[key]} over the {words}: {shown}")
+    lines = [f"{summary['n_pairs']} pairs{good}", *aligned(metric_table(summary))]
+    lines += gain_lines(summary)
     if "entities" in summary:
-        lines += ["", *_group_lines(summary["entities"], "entities in training")]
+        lines += ["", *aligned(group_table(summary["entities"], "entities in training"))]
     for column, groups in summary["by"].items():
-        lines += ["", *_group_lines(groups, column)]
+        lines += ["", *aligned(group_table(groups, column))]
     if "properties" in summary:
-        lines += ["", *_property_lines(summary["properties"])]
+        lines += ["", *property_lines(summary["properties"])]
         lines += [
             f"raw cosine: {line}"
-            for line in _property_lines(summary["raw_cosine"]["properties"])
+            for line in property_lines(summary["raw_cosine"]["properties"])
             if not line.startswith("symmetry")
         ]
-    return lines
-
-
-def _shown(metrics: Summary, key: str) -> str:
-    if metrics.get(key) is None:
-        return ""
-    return _number({"value": metrics[key], "interval": metrics.get("intervals", {}).get(key)})
-
-
-def _number(measured: Summary, sign: str = "") -> str:
-    low_high = measured.get("interval")
-    bounds = "" if low_high is None else " [{:{s}.4f}, {:{s}.4f}]".format(*low_high, s=sign)
-    return f"{measured['value']:{sign}.4f}{bounds}"
-
-
-def _group_lines(groups: Summary, name: str) -> list[str]:
-    keys = ["auc", "average_precision"]
-    if all(metrics.get("auc") is None for metrics in groups.values()):
-        keys = ["spearman"]
-    beside = next(
-        (one for one in ("raw_cosine", "biases_alone") for m in groups.values() if one in m), ""
-    )
-    words = SIMILARITIES.get(beside, "")
-    rows = [[name, "pairs", "good", *(METRICS[key] for key in keys), words, ""]]
-    for value, metrics in groups.items():
-        cosine = metrics.get(beside, {})
-        counts = [str(metrics["n_pairs"]), str(metrics["n_good"] or 0)]
-        against = f"against {metrics['against']}" if "against" in metrics else ""
-        cells = [_shown(metrics, key) for key in keys]
-        rows.append([value, *counts, *cells, _shown(cosine, keys[-1]), against])
-    return aligned(rows)
-
-
-def _property_lines(found: Summary) -> list[str]:
-    lines = []
-    for backend, counts in (found["symmetry"] or {}).items():
-        state = f"{counts['different']} differ" if counts["different"] else "holds to the bit"
-        lines.append(f"symmetry ({backend}): {state} in {counts['pairs']} sampled pairs")
-    if found["symmetry"] is None:
-        lines.append("symmetry: none, the model is asymmetric")
-    reflexive = found["reflexivity"]
-    lines.append(
-        f"reflexivity: {reflexive['beaten']:.2%} of {reflexive['entities']} sampled entities have "
-        "another one that scores higher than they do with themselves"
-        + (" (by its formula there is none but for rounding)" if reflexive["guaranteed"] else "")
-    )
-    for kind, what in (
-        ("transitivity", "transitivity (Lukasiewicz)"),
-        ("triangle", "triangle inequality"),
-    ):
-        for name, triples in (found[kind] or {}).items():
-            if triples["triples"]:
-                lines.append(
-                    f"{what}: violated by {triples['violated']:.2%} of {triples['triples']} "
-                    f"{name} triples"
-                )
     return lines
 
 
@@ -138,3 +48,35 @@ def metric_lines(metrics: Summary, name: str) -> list[str]:
         if metrics.get(key) is not None
     ]
     return [f"{name}: {', '.join(shown)}"] if shown else []
+
+
+def history_lines(history: Sequence[Summary], metric: str, arm: str | None = None) -> list[str]:
+    """Draw the loss and the validation metric over the epochs of one arm, a line each.
+
+    Parameters
+    ----------
+    history : one entry an epoch.
+    metric : name of the validation metric.
+    arm : whose epochs; None: all.
+    """
+    epochs = [one for one in history if arm is None or one.get("arm") == arm]
+    if len(epochs) < 2:
+        return []
+    rows = []
+    for key in ("loss", metric):
+        values = [float(entry[key]) for entry in epochs]
+        rows.append([key.replace("_", " "), f"{values[0]:.4g}", curve(values), f"{values[-1]:.4g}"])
+    whose = "" if arm is None else f" of arm {arm}"
+    return [f"{len(epochs)} epochs{whose}:", *aligned(rows)]
+
+
+def curve(values: Sequence[float]) -> str:
+    """Draw values as one line of characters, each as high as its value."""
+    step = max(1, -(-len(values) // CURVE_WIDTH))
+    means = [
+        sum(part) / len(part)
+        for part in (values[i : i + step] for i in range(0, len(values), step))
+    ]
+    low, high = min(means), max(means)
+    span = (high - low) or 1.0
+    return "".join(BLOCKS[1 + round((value - low) / span * (len(BLOCKS) - 2))] for value in means)

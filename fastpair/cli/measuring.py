@@ -19,6 +19,7 @@ from fastpair.cli.shared import (
     keys_option,
     label_column_option,
     nonfinite_option,
+    overwrite_option,
     own_head_option,
     pair_column_options,
     path_type,
@@ -54,6 +55,16 @@ from fastpair.cli.shared import (
 @click.option(
     "--properties", is_flag=True, help="Measure symmetry, reflexivity and transitivity too."
 )
+@click.option(
+    "--report", type=path_type, metavar="FILE.html", help="Write a page of all of it, with figures."
+)
+@click.option(
+    "--entities",
+    type=path_type,
+    metavar="TABLE",
+    help="What ids stand for (CSV, Parquet): shown in the report beside the worst mistakes.",
+)
+@overwrite_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all chance.")
 @dataset_option
 @pair_column_options
@@ -73,6 +84,9 @@ def evaluate(as_json: bool, files: tuple[Path, ...], **options: Any) -> None:
     """
     if len(files) not in (1, 2):
         raise click.UsageError("give EMBEDDINGS and PAIRS, or PAIRS for a model that learned ids")
+    for name in ("entities", "overwrite"):
+        if options["report"] is None and name in given_options():
+            raise click.UsageError(f"{spelled(name)} goes with --report")
     if len(files) == 1:
         from fastpair import id_jobs
 
@@ -90,6 +104,8 @@ def evaluate(as_json: bool, files: tuple[Path, ...], **options: Any) -> None:
         finish(summary, True)
         return
     say(*summary["notes"])
+    if "report" in summary:
+        say(f"report -> {summary['report']}")
     for line in evaluation_lines(summary):
         click.echo(line)
 

@@ -132,6 +132,12 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
 )
 @pair_column_options
 @keys_option
+@click.option(
+    "--plot",
+    type=path_type,
+    metavar="FILE",
+    help="Draw a heat map too (.png, .svg, .pdf); of many entities, of some and their best.",
+)
 @compression_option
 @resume_option
 @threads_option
@@ -142,7 +148,7 @@ def score(as_json: bool, output: Path, **options: Any) -> None:
 @plan_option
 @reading_options
 @json_option
-def matrix(as_json: bool, output: Path, **options: Any) -> None:
+def matrix(as_json: bool, output: Path, plot: Path | None, **options: Any) -> None:
     """Score all pairs of TABLE, or of TABLE and another one, and keep what is asked for.
 
     Choose one of --top-k, --threshold, --dense, --histogram and --lookup, the last also with one of
@@ -153,6 +159,8 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
     """
     soft = {name: options.pop(name) for name in ("lookup", "temperature", "no_self")}
     if soft["lookup"] is not None:
+        if plot is not None:
+            raise click.UsageError("--plot does not go with --lookup")
         _look_up(as_json, output, soft, options)
         return
     if soft["temperature"] is not None or soft["no_self"]:
@@ -168,19 +176,30 @@ def matrix(as_json: bool, output: Path, **options: Any) -> None:
         raise click.UsageError("--bins goes with --histogram")
     from fastpair import jobs
 
+    if plot is not None:
+        from fastpair.heat_map import check_plot, plot_table
+
+        tables = [options[name] for name in ("table", "against") if options[name] is not None]
+        check_plot(plot, overwrite=options["overwrite"], inputs=[*tables, output])
     options["reading"] = read_options(options)
     if options["plan"]:
         without_cluster(options)
+        if plot is not None:
+            raise click.UsageError("--plot does not go with --plan")
         show_plan(jobs.matrix(output=output, **options), as_json)
         return
     with on_cluster(options) as cluster, Meter("pairs") as meter:
         told: Summary = {"progress": meter, "expect": meter.expect, "cluster": cluster}
         summary = jobs.matrix(output=output, **told, **options)
+    if plot is not None:
+        sides = options["table"], options["against"]
+        summary |= plot_table(*sides, plot, threads=options["threads"])
     finish(
         summary,
         as_json,
         f"{summary['pairs']} pairs in {summary['seconds']:.1f} s, "
         f"{short(summary['pairs_per_second'])}pairs/s -> {output}",
+        *([] if plot is None else [f"heat map -> {plot}"]),
     )
 
 

@@ -13,6 +13,7 @@ from fastpair.errors import DataError
 from fastpair.formats import AS_FOUND, ReadOptions
 from fastpair.ingest import EmbeddingSource, open_embeddings
 from fastpair.jobs.inputs import Summary, load_model, refuse_embeddings, since
+from fastpair.jobs.reporting import check_report, write_report
 from fastpair.pairs import open_pairs, repeats_note
 from fastpair.results import (
     SCORE_BLOCK,
@@ -34,6 +35,9 @@ def evaluate(
     by: Sequence[str] = (),
     bootstrap: int = 200,
     properties: bool = False,
+    report: Path | None = None,
+    entities: Path | None = None,
+    overwrite: bool = False,
     seed: int = 0,
     left_column: str | None = None,
     right_column: str | None = None,
@@ -56,6 +60,9 @@ def evaluate(
     bootstrap : draws for the intervals, 0: none.
     properties : measure symmetry, reflexivity and transitivity too, under ``properties``, and for
         the raw cosine under ``raw_cosine``.
+    report : a page (.html) to write of what was found; needs matplotlib.
+    entities : a table of what ids stand for, for the worst mistakes of the report.
+    overwrite : whether a report that stands there may be replaced.
     seed : of the bootstrap and of samples.
     reading : what the pair files do not say themselves; of the embeddings `follow_links` alone.
     nonfinite : "refuse" (the default) embeddings that are not finite, or "nan": leave their pairs
@@ -71,13 +78,16 @@ def evaluate(
     from fastpair.properties import measure_properties
 
     begun = time.perf_counter()
+    check_report(report, entities, overwrite, [Path(model), embeddings, pairs, train])
     similarity = load_model(model)
     refuse_embeddings(similarity, model)
+    named = (embeddings, pairs)
     embeddings, pairs = received(embeddings), received(pairs)
     source = open_embeddings(
         embeddings, dataset=dataset, options=reading.of_links, nonfinite=nonfinite
     )
     similarity.check_embeddings(source.shape[1])
+    ids = source.ids
     columns: Summary = {"left_column": left_column, "right_column": right_column, "keys": keys}
     columns["options"] = reading
     signed = good is None and not graded
@@ -85,11 +95,13 @@ def evaluate(
         pairs, source, by, label_column=label_column, signed_labels=signed, **columns
     )
     seen = None if train is None else _entities_seen(train, source, columns)
-    vectors = source.read()
+    vectors, pair_rows, kept_rows = source.read(), np.arange(len(left)), np.arange(source.shape[0])
     if source.isolated is not None and source.isolated.any():
-        given = [left, right, labels, *extra]
-        vectors, (left, right, labels, *extra) = without_isolated(vectors, source.isolated, given)
+        given = [left, right, labels, pair_rows, *extra]
+        vectors, columns_left = without_isolated(vectors, source.isolated, given)
+        left, right, labels, pair_rows, *extra = columns_left
         seen = None if seen is None else seen[~source.isolated]
+        kept_rows = kept_rows[~source.isolated]
     repeats = repeats_note(left, right, labels)
     comparison = compare(
         similarity,
@@ -118,7 +130,27 @@ def evaluate(
         result["properties"] = measure_properties(comparison.similarities["model"], seed=seed)
         before = calibrated_cosine(comparison)
         result["raw_cosine"]["properties"] = measure_properties(before, seed=seed)
-    return {**result, "unit": similarity.unit, "notes": notes, "seconds": since(begun)}
+    result = {**result, "unit": similarity.unit, "notes": notes}
+    if report is not None:
+        used = kept_rows[np.unique([left, right])]
+        write_report(
+            report,
+            result,
+            similarity,
+            comparison,
+            pair_rows=pair_rows,
+            name_of=lambda entity: str(used[entity] if ids is None else ids[int(used[entity])]),
+            entities=entities,
+            model_name=model,
+            files={
+                "embeddings": (named[0], embeddings),
+                "pairs": (named[1], pairs),
+                "training pairs": None if train is None else (train, train),
+            },
+            options={"good": good, "graded": graded or None, "bootstrap": bootstrap, "seed": seed},
+        )
+        result["report"] = str(report)
+    return {**result, "seconds": since(begun)}
 
 
 def _labelled_and_more(
