@@ -52,6 +52,7 @@ def little_memory(rows, rounds=2, chunk=3):
 def small_blocks(monkeypatch):
     monkeypatch.setattr(results, "SCORE_BLOCK", BLOCK)
     monkeypatch.setattr(scoring, "SCORE_BLOCK", BLOCK)
+    monkeypatch.setattr(scoring, "EXPORTED_AT_ONCE", BLOCK // 8)
     monkeypatch.setattr(blockwise, "PIECE", 37)
     monkeypatch.setattr(files, "CHECKED_BYTES", 1)
 
