@@ -63,7 +63,7 @@ class BlockPairs:
 
     Attributes
     ----------
-    about : how it was walked: `threads`, `scan` and `triangle`.
+    threads, scan, triangle : how it was walked last.
 
     Raises
     ------
@@ -83,7 +83,7 @@ class BlockPairs:
         self._make, self._plan, self.start = make, plan, start
         self._left, self._right = left, left if right is None else right
         self._one_table, self._progress = right is None, progress
-        self.about: dict[str, Any] = {"threads": 0, "scan": None, "triangle": False}
+        self.threads, self.scan, self.triangle = 0, None, False
         width = left.shape[1]
         self._walk_memory, self._room = max(LEAST_MEMORY, memory * 3 // 8), memory // 8
         share = max(0, memory - self._walk_memory - self._room)
@@ -100,6 +100,11 @@ class BlockPairs:
                 f"--memory leaves {share} bytes for blocks of rows of {width} bytes beside the "
                 f"{self._walk_memory} in which they are walked: allow more"
             )
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """How it was walked last: `threads`, `scan` and `triangle`."""
+        return {"threads": self.threads, "scan": self.scan, "triangle": self.triangle}
 
     # --- how rows come ---
 
@@ -169,7 +174,7 @@ class BlockPairs:
 
     def _walk(self, held: np.ndarray, rows: np.ndarray | None, **more: Any) -> Any:
         walk = self._make(held, rows, self._walk_memory, **more)
-        self.about = {"threads": walk.threads, "scan": walk.scan, "triangle": False}
+        self.threads, self.scan = walk.threads, walk.scan
         return walk
 
     # --- results ---

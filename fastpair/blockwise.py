@@ -24,7 +24,14 @@ import numpy as np
 
 from fastpair.backend import read_ahead, run_ordered, thread_count
 from fastpair.blocks import BlockFile
-from fastpair.buckets import BucketFile, Cut, Rounds, cut_tables, earlier_cut
+from fastpair.buckets import (
+    BucketFile,
+    Cut,
+    Rounds,
+    cut_tables,
+    discard_buckets,
+    earlier_cut,
+)
 from fastpair.errors import DataError, FileError, MemoryBudgetError
 from fastpair.files import page_aligned
 from fastpair.isolation import isolated_pairs
@@ -192,6 +199,7 @@ class BlockwiseScorer:
         """
         undone = np.flatnonzero(~file.done)
         if not len(undone):
+            discard_buckets(output)  # the run was stopped before it could
             progress(source.count)
             return source.count, 0, {}
         size = file.content.block_rows
@@ -239,8 +247,8 @@ class BlockwiseScorer:
         rounds = buckets.rounds
         start = rounds.first + rounds.pairs(int(missing[0])).start
         sorting = _Sorting(buckets, self._sorters, isolated, unknown_rows)
-        stream = source.blocks(size, start, threads=self._sorters)
-        with closing(read_ahead(stream)) as blocks:
+        stream = closing(source.blocks(size, start, threads=self._sorters))
+        with stream as pairs, closing(read_ahead(pairs)) as blocks:
             for number in range(int(missing[0]), rounds.rounds):
                 count = -(-len(rounds.pairs(number)) // size)
                 sorting.sort(number, islice(blocks, count), count)

@@ -6,7 +6,7 @@ without a header.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,7 +95,7 @@ class PairSource:
 
     def blocks(
         self, size: int, start: int = 0, *, keep_keys: bool = False, threads: int = 1
-    ) -> Iterator[PairBlock]:
+    ) -> Generator[PairBlock, None, None]:
         """The pairs in order.
 
         Parameters

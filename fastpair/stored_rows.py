@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
 
 import h5py
 import numpy as np
@@ -32,7 +32,7 @@ READERS = 4
 class StoredRows:
     """The rows of a table, read part by part; what is read first is compared with its checksum.
 
-    To be used in a `with` statement, or closed.
+    The file is closed when nobody has them any more.
 
     Parameters
     ----------
@@ -63,10 +63,11 @@ class StoredRows:
         self._checked = np.zeros(len(self._sums), bool)
         self.shape = (self._count + len(self._last), dtype.itemsize)
         if self._offset is None and self._count:  # repacked by some tool, perhaps compressed
-            self._file = h5py.File(self.path, "r")
+            self._file = h5py.File(self.path, "r", locking="best-effort")
         self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         self._direct = _open_direct(self.path)
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="fastpair-rows")
+        weakref.finalize(self, _close, [self._descriptor, self._direct], self._file)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -147,23 +148,6 @@ class StoredRows:
         with self._lock:
             self.bytes_read += count
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._descriptor >= 0:
-            self._pool.shutdown()
-            os.close(self._descriptor)
-            self._descriptor = -1
-            if self._direct >= 0:
-                os.close(self._direct)
-            if self._file is not None:
-                self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 class SomeRows:
     """Rows of a table, the others left out.
@@ -217,3 +201,11 @@ def _open_direct(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     except (OSError, AttributeError):
         return -1
+
+
+def _close(descriptors: list[int], file: h5py.File | None) -> None:
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            os.close(descriptor)
+    if file is not None:
+        file.close()

@@ -52,6 +52,7 @@ def little_memory(rows, rounds=2, chunk=3):
 def small_blocks(monkeypatch):
     monkeypatch.setattr(results, "SCORE_BLOCK", BLOCK)
     monkeypatch.setattr(scoring, "SCORE_BLOCK", BLOCK)
+    monkeypatch.setattr(scoring, "EXPORTED_AT_ONCE", BLOCK // 8)
     monkeypatch.setattr(blockwise, "PIECE", 37)
     monkeypatch.setattr(files, "CHECKED_BYTES", 1)
 
@@ -189,3 +190,61 @@ def test_matrices_have_the_bytes_of_the_run_in_memory(folder, world, k):
             jobs.matrix(output=folder / f"{name}.h5", **asked)
         expected = (folder / f"{name}.memory.h5").read_bytes()
         assert (folder / f"{name}.h5").read_bytes() == expected, name
+
+
+def test_rows_that_some_tool_compressed_are_read_too(named, tmp_path):
+    with h5py.File(named / "cosine.h5") as old, h5py.File(tmp_path / "t.h5", "w") as new:
+        for name, value in old.attrs.items():
+            new.attrs[name] = value
+        for name in old:
+            packed = {"chunks": (16,), "compression": "gzip"} if name == "rows" else {}
+            new.create_dataset(name, data=old[name][:], dtype=old[name].dtype, **packed)
+    for table in (named / "cosine.h5", tmp_path / "t.h5"):
+        with little_memory(40):
+            jobs.score(table, named / "p.csv", tmp_path / "s.h5", overwrite=True)
+        with h5py.File(tmp_path / "s.h5") as file:
+            scores = file["score"][:]
+        jobs.score(named / "cosine.h5", named / "p.csv", tmp_path / "memory.h5", overwrite=True)
+        with h5py.File(tmp_path / "memory.h5") as file:
+            np.testing.assert_array_equal(scores, file["score"][:])
+
+
+def test_known_pairs_are_left_out_of_the_best(named, tmp_path):
+    options = {"table": named / "cosine.h5", "top_k": 4, "exclude": named / "p.csv"}
+    jobs.matrix(output=tmp_path / "memory.h5", **options)
+    with little_memory(50):
+        jobs.matrix(output=tmp_path / "blocks.h5", **options)
+    assert (tmp_path / "memory.h5").read_bytes() == (tmp_path / "blocks.h5").read_bytes()
+
+
+@pytest.mark.parametrize("form", [{"top_k": 3}, {"threshold": 0.3}, {"dense": True}])
+def test_matrices_go_on_after_an_interruption(named, tmp_path, form, monkeypatch):
+    monkeypatch.setattr(results, "fitting_rows", lambda columns: 16)
+    options = {"table": named / "cosine.h5", **form}
+    jobs.matrix(output=tmp_path / "memory.h5", **options)
+    real, count = block_pairs.BlockPairs._walk, 0
+
+    def walk(*arguments, **more):
+        nonlocal count
+        count += 1
+        if count == 25:
+            raise KeyboardInterrupt
+        return real(*arguments, **more)
+
+    with little_memory(50) as patch:
+        patch.setattr(block_pairs.BlockPairs, "_walk", walk)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.matrix(output=tmp_path / "blocks.h5", **options)
+        told = jobs.matrix(output=tmp_path / "blocks.h5", resume=True, **options)
+    assert told["resumed_from"] > 0
+    assert (tmp_path / "memory.h5").read_bytes() == (tmp_path / "blocks.h5").read_bytes()
+
+
+def test_a_threshold_that_keeps_much_is_walked_in_smaller_blocks(named, tmp_path):
+    options = {"table": named / "cosine.h5", "threshold": -2.0}
+    jobs.matrix(output=tmp_path / "memory.h5", **options)
+    with little_memory(150) as patch:
+        patch.setattr(block_pairs, "LEAST_ROWS", 4)
+        patch.setattr(block_pairs, "HIT_BYTES", 1 << 14)  # 4096 pairs fit into an eighth
+        jobs.matrix(output=tmp_path / "blocks.h5", memory="512MiB", **options)
+    assert (tmp_path / "memory.h5").read_bytes() == (tmp_path / "blocks.h5").read_bytes()

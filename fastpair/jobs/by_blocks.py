@@ -98,6 +98,12 @@ def read_or_leave(
     return Tables(left, right, budget - held, stored)
 
 
+def _stored_bytes(tables: Tables) -> int:
+    """Bytes of the files in which rows were left."""
+    left, right = tables.rows
+    return table_bytes(left.path, None if right is None else right.path)
+
+
 def _bytes_beside_rows(table: Table) -> int:
     """Bytes of what a table holds besides its rows."""
     ids = 0 if table.ids is None else table.ids.nbytes
@@ -142,7 +148,7 @@ def scoring_plan(
 
     assert tables.stored is not None
     budget = memory_budget(memory)
-    size = sum(one.path.stat().st_size for one in tables.stored if one is not None)
+    size = _stored_bytes(tables)
     rows = sum(len(one) * one.shape[1] for one in tables.stored if one is not None)
     pair_bytes = source.path.stat().st_size
     if size + bytes_beside(source, thread_count(threads)) <= budget:
@@ -192,7 +198,7 @@ def matrix_plan(tables: Tables, memory: str | int | None, form: str, k: int) -> 
     rows = sum(len(one) * one.shape[1] for one in stored)
     told: Summary = {"in_memory": True, "blocks": 1, "chunks": 0, "passes": 1.0}
     read = rows
-    if sum(one.path.stat().st_size for one in stored) + LEAST_MEMORY > budget:
+    if _stored_bytes(tables) + LEAST_MEMORY > budget:
         pairs = BlockPairs(lambda *_: None, left, right, tables.left.plan, tables.budget)
         read = pairs.rows_read(form, k) * left.shape[1]
         told = {"in_memory": False, **pairs.shape(form, k), "passes": round(read / max(1, rows), 2)}
