@@ -5,7 +5,9 @@ Run ``python benchmarks/cluster.py``. It makes a table and a pair file in a temp
 worker processes of one thread, `--repeats` times in turn, and prints medians beside the bar: the
 cluster reaches at least 0.85 of the rate of one process. Rates are those of the whole job, in which
 every worker reads the table and loads the kernels; what it takes to start and to end the cluster is
-told apart. The job should take 20 seconds or more, or that part is all there is to see.
+told apart. The job should take 20 seconds or more, or that part is all there is to see. Seconds of
+the processors, of all processes and with their starts, are told too: they say what a cluster costs
+where others use the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ BAR = 0.85
 PAIRS_AT_ONCE = 1 << 24
 
 RUN = """
-import json, sys, time
+import json, resource, sys, time
 from pathlib import Path
 from fastpair import jobs
 from fastpair.distributed import connected
@@ -45,7 +47,10 @@ def main():
         told = jobs.score(folder / "table.h5", folder / "pairs.h5", output, overwrite=True, **given)
         done = time.perf_counter()
     ends = (started - begun) + (time.perf_counter() - done)
-    print(json.dumps({"seconds": done - started, "around": ends, "pairs": told["pairs"]}))
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    spent = sum(one.ru_utime + one.ru_stime for one in spent)
+    found = {"seconds": done - started, "around": ends, "processor": spent, "pairs": told["pairs"]}
+    print(json.dumps(found))
 if __name__ == "__main__":
     main()
 """
@@ -116,6 +121,7 @@ def main() -> None:
                 found[kind].append(run(folder, script, kind, asked.threads))
         equal = same_bytes(folder / "process.h5", folder / "consolidated.h5")
     seconds = {kind: median(one["seconds"] for one in runs) for kind, runs in found.items()}
+    spent = {kind: median(one["processor"] for one in runs) for kind, runs in found.items()}
     around = {kind: median(one["around"] for one in runs) for kind, runs in found.items()}
     ratios = {kind: seconds["process"] / seconds[kind] for kind in KINDS[1:]}
     if asked.as_json:
@@ -125,7 +131,8 @@ def main() -> None:
     for kind in KINDS:
         rate = asked.pairs / seconds[kind] / 1e6
         ends = f", and {around[kind]:.1f} s to start and end" if kind != "process" else ""
-        print(f"{kind:14} {seconds[kind]:7.2f} s {rate:8.1f} million pairs a second{ends}")
+        rest = f"{spent[kind]:7.1f} s of processors{ends}"
+        print(f"{kind:14} {seconds[kind]:7.2f} s {rate:8.1f} million pairs a second, {rest}")
     for kind, ratio in ratios.items():
         print(f"{kind:14} {ratio:7.2f} of the rate of one process   bar {BAR}")
     print(f"same bytes: {'yes' if equal else 'NO'}")

@@ -81,58 +81,33 @@ def matrix_on_cluster(
     **limits: Any,
 ) -> Summary:
     """Walk all pairs on a cluster; parameters and summary are those of `fastpair.jobs.matrix`."""
-    begun = time.perf_counter()
-    cluster, kind, form = (
-        as_cluster(given),
-        kind_of_device(device, limits["device_memory"]),
-        str(asked["form"]),
-    )
+    begun, cluster, form = time.perf_counter(), as_cluster(given), str(asked["form"])
+    kind = kind_of_device(device, limits["device_memory"])
     if form == "histogram" and kind == "gpu":
         raise ArgumentError("a histogram is counted on the CPU of a cluster: leave out --device")
     asked = shared_paths(asked, "table", "against", "exclude")
     left, right, _ = load_tables(
         asked["table"], asked["against"], None, either_way=True, without_rows=True
     )
-    columns = len((right or left).rows)
-    identity = _identity(asked, left, right, kind)
-    target = MatrixOutput(
-        path=output,
-        form=form,
-        shape=(len(left.rows), columns),
-        ids=left.ids,
-        ids_right=None if right is None else right.ids,
-        distinct=right is not None,
-        identity=identity,
-        attributes=attributes_of(left, right),
-        compression=compression,
-        overwrite=overwrite,
-        resume=resume,
-    )
-    walked = len(left.rows) * columns
+    options = {"compression": compression, "overwrite": overwrite, "resume": resume}
+    target = _target(output, form, left, right, _identity(asked, left, right, kind), options)
+    walked = target.shape[0] * target.shape[1]
     if expect is not None:
         expect(walked * (2 if form == "histogram" else 1))
-    more = {"products": matrix_products()} if left.plan.network is not None else {}
-    facts = {"software": software(), **identity, **_numbers(asked)}
-    again = {"overwrite": overwrite, "resume": resume}
-    with PartsFolder(output, facts, **again) as folder:
-        limits |= {"run": folder.run, "device": kind, "more": more}
-        job = job_for(cluster, asked, identity, **limits)
+    limits |= {"more": {"products": matrix_products()} if left.plan.network is not None else {}}
+    facts = {"software": software(), **target.identity, **_numbers(asked)}
+    with PartsFolder(output, facts, overwrite=overwrite, resume=resume) as folder:
+        job = job_for(cluster, asked, target.identity, run=folder.run, device=kind, **limits)
         joining = _Joining(Making(cluster, job, matrix_part, "rows", progress), folder, target)
-        finite = left.isolated is None and (right or left).isolated is None
-        plain = output.suffix.lower() in HDF5 and compression is None and not consolidate
         try:
-            if form in ("top-k", "dense") and plain and finite:
-                refuse_partial(output, overwrite)
-                found = joining.virtual()
-            else:
-                found = joining.consolidated(left, right)
+            found = joining.run(left, right, consolidate)
         except DataError:
             folder.remove()
             raise
         finally:
             joining.making.forget()
     seconds = time.perf_counter() - begun
-    rest = walked - found["resumed_from"] * columns
+    rest = walked - found["resumed_from"] * target.shape[1]
     return {
         "output": str(output),
         "pairs": walked,
@@ -146,6 +121,28 @@ def matrix_on_cluster(
         "unit": left.unit,
         "notes": [*([NETWORK_NOTE] if left.plan.network is not None else []), *joining.notes],
     }
+
+
+def _target(
+    output: Path,
+    form: str,
+    left: Table,
+    right: Table | None,
+    identity: dict[str, str],
+    options: Summary,
+) -> MatrixOutput:
+    """Return where the result goes, as a run without a cluster has it."""
+    return MatrixOutput(
+        path=output,
+        form=form,
+        shape=(len(left.rows), len((right or left).rows)),
+        ids=left.ids,
+        ids_right=None if right is None else right.ids,
+        distinct=right is not None,
+        identity=identity,
+        attributes=attributes_of(left, right),
+        **options,
+    )
 
 
 def _identity(asked: Summary, left: Table, right: Table | None, kind: str) -> dict[str, str]:
@@ -188,6 +185,16 @@ class _Joining:
     @property
     def _asked(self) -> Summary:
         return self.making.job.asked
+
+    def run(self, left: Table, right: Table | None, consolidate: bool) -> Summary:
+        """Make the output, as a file over parts where it may be one."""
+        target = self.target
+        finite = left.isolated is None and (right or left).isolated is None
+        plain = target.path.suffix.lower() in HDF5 and target.compression is None
+        if target.form in ("top-k", "dense") and plain and finite and not consolidate:
+            refuse_partial(target.path, target.overwrite)
+            return self.virtual()
+        return self.consolidated(left, right)
 
     def virtual(self) -> Summary:
         """Write HDF5 over the parts of a top-k or a dense matrix."""

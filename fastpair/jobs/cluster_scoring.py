@@ -112,19 +112,19 @@ def score_on_cluster(
     **limits: Any,
 ) -> Summary:
     """Score on a cluster; parameters and summary are those of `fastpair.jobs.score`."""
-    begun = time.perf_counter()
-    cluster, kind = as_cluster(given), kind_of_device(device, limits["device_memory"])
+    begun, cluster = time.perf_counter(), as_cluster(given)
+    kind = kind_of_device(device, limits["device_memory"])
     asked = shared_paths(asked, "table", "pairs", "against")
     form = _Asked(output, min_score, compression, consolidate, overwrite, resume)
     opened = open_scoring(**asked, rows="none")
-    source, identity = opened.source, opened.identity(kind)
-    watched = {"time of the pair file": file_time(source.path)}
+    count, identity = opened.source.count, opened.identity(kind)
+    watched = {"time of the pair file": file_time(opened.source.path)}
     listed = {"listed": f"parquet, from {min_score}"} if form.folder else {}
     facts = {"software": software(), **identity, **watched, **listed}
-    if not form.consolidate and (form.virtual or form.folder):
+    if form.virtual or form.folder:
         refuse_partial(output, overwrite)
     if expect is not None:
-        expect(source.count)
+        expect(count)
     more: Summary = {"listed": form.folder, "min_score": min_score}
     if opened.left.plan.network is not None:
         more["products"] = matrix_products()
@@ -140,29 +140,35 @@ def score_on_cluster(
         finally:
             making.forget()
     seconds = time.perf_counter() - begun
-    source.unknown_pairs = making.total("unknown")
-    source.examples = next((n["examples"] for n in making.notes if n.get("examples")), "")
-    strange, notes = making.total("strange"), [source.assumed, source.unknown_note()]
-    if strange and opened.unknown == "mean":
-        notes.append(MEAN_NOTE.format(strange))
     return {
         "output": str(output),
-        "pairs": source.count,
+        "pairs": count,
         "kept": kept,
         "resumed_from": resumed,
         "seconds": seconds,
         "scoring_seconds": seconds,
-        "pairs_per_second": (source.count - resumed) / max(seconds, 1e-9),
-        "threads": job.threads or 1,
+        "pairs_per_second": (count - resumed) / max(seconds, 1e-9),
+        "threads": making.job.own_threads,
         "workers": len(cluster.client.nthreads()),
         "parts": len(making.notes),
         "device": kind,
         "device_note": "",
         "unit": opened.unit,
-        "keys": source.keys,
-        "unknown": strange + source.unknown_pairs,
-        "notes": [note for note in notes if note],
+        "keys": opened.source.keys,
+        **_told_of(making, opened),
     }
+
+
+def _told_of(making: Making, opened: Opened) -> Summary:
+    """What workers found odd: how many pairs have unknown ids, and sentences for the reader."""
+    source = opened.source
+    source.unknown_pairs = making.total("unknown")
+    source.examples = next((n["examples"] for n in making.notes if n.get("examples")), "")
+    strange, notes = making.total("strange"), [source.assumed, source.unknown_note()]
+    if strange and opened.unknown == "mean":
+        notes.append(MEAN_NOTE.format(strange))
+    unknown = strange + source.unknown_pairs
+    return {"unknown": unknown, "notes": [note for note in notes if note]}
 
 
 def _bring_together(
