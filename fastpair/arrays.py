@@ -145,6 +145,9 @@ class NumpyArchive:
             for member in archive.infolist():
                 if member.filename.endswith(".npy"):
                     self._add(archive, member)
+            workbook = "xl/workbook.xml" in archive.namelist()
+        if not self.entries and workbook:
+            raise FileError(f"{path} is an Excel workbook; save its sheet as CSV in UTF-8.")
         if not self.entries:
             raise FileError(
                 f"{path} is a zip archive without arrays of NumPy; unpack it, or write the arrays "

@@ -43,7 +43,7 @@ WORKS = {
 """Names of `bench.WORKS` and what they are called."""
 
 
-NARROWEST = 104
+NARROWEST = 120
 """Characters of a line: tables are not squeezed into fewer."""
 
 
@@ -74,11 +74,47 @@ def print_bench(found: Summary) -> None:
         console.print(_gpu_table(found["gpu"]))
     console.print(_rates_table(found["rows"], found["settings"]))
     console.print(_agreement_table(found["agreement"]))
+    if "against" in found:
+        print_comparison(console, found["against"], found["settings"])
     for sentence in _missing(found["backends"]):
         console.print(sentence, markup=False)
     for sentence in found["skipped"]:
         console.print(f"skipped: {sentence}", markup=False)
     console.print(f"{found['seconds']:.0f} s in all", markup=False)
+
+
+def print_comparison(console: Any, against: Summary, settings: Summary) -> None:
+    """Print what `bench_against.compare_benches` returned."""
+    if against["machines"] is not None:
+        before, now = against["machines"]
+        console.print(f"The earlier run was on another processor: {before}, now {now}.")
+    columns = ("earlier", "now", "now / earlier", "of the limit", "")
+    table = _new_table("Million pairs/s beside the earlier run: median (least-greatest)", 2, "")
+    for column in ("precision", *columns):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in against["rows"]:
+        rates = [
+            f"{_short(rate['median'] / 1e6)} ({_short(rate['least'] / 1e6)}-"
+            f"{_short(rate['greatest'] / 1e6)})"
+            for rate in (row["earlier"], row["now"])
+        ]
+        verdict = "" if row["verdict"] == "same" else row["verdict"]
+        table.add_row(
+            WORKS[row["work"]].format(k=settings["k"]),
+            row["precision"],
+            *rates,
+            f"{row['ratio']:.2f}",
+            f"{row['share_ratio']:.2f}",
+            verdict,
+        )
+    console.print(table)
+    for name, words in (
+        ("only_now", "not in the earlier run"),
+        ("only_earlier", "only in the earlier run"),
+        ("other_size", "of another size in the earlier run"),
+    ):
+        if against[name]:
+            console.print(f"{words}: {', '.join(against[name])}", markup=False)
 
 
 def _missing(backends: list[Summary]) -> Iterator[str]:

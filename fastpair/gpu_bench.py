@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastpair.bench import INDEX_BYTES, MEMORY, SCORE_BYTES, Works, needs_of
+from fastpair.bench_works import INDEX_BYTES, MEMORY, SCORE_BYTES, Works, needs_of
 
 ALREADY_THERE = 1 << 24
 """Pairs whose numbers are put on the device before the clock, at most."""

@@ -53,6 +53,12 @@ OTHER_FORMATS = {
 }
 """First bytes of files that are not read, and what to say of them."""
 
+OTHER_SUFFIXES = {
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "JSON; write its records as CSV or Parquet"),
+    **dict.fromkeys((".html", ".htm", ".xml"), "a document; export the data behind it as CSV"),
+}
+"""Ends of names of text files that hold no columns, and what to say of them."""
+
 KNOWN = "CSV, TSV, Parquet, Arrow, npy, npz, HDF5, h5ad, safetensors, word2vec, GloVe, fvecs, fbin"
 """The formats that are read, for messages."""
 
@@ -98,6 +104,8 @@ class TextColumns:
         for beginning, what in OTHER_FORMATS.items():
             if sample.startswith(beginning):
                 raise FileError(f"{self.path} is {what}; fastpair reads {KNOWN}.")
+        if what := OTHER_SUFFIXES.get(self.path.suffix.lower(), ""):
+            raise FileError(f"{self.path} is {what}; fastpair reads {KNOWN}.")
         if sample.startswith((b"PAR1", b"\x93NUMPY", b"\x89HDF", b"ARROW1")):
             raise FileError(
                 f"{self.path} is a compressed file of a format that is read only as it is; "
@@ -184,7 +192,12 @@ class TextColumns:
                     f"{self.path} holds text where a number should be ({words}); rows are counted "
                     "from 1 and with the header here: mend or remove that column."
                 ) from error
-            malformed = "CSV parse error" in words or "UTF8" in words
+            if "UTF8" in words:
+                raise DataError(
+                    f"{self.path} holds text that is not UTF-8 ({words}); rows are counted from 1 "
+                    "and with the header here: save it as UTF-8."
+                ) from error
+            malformed = "CSV parse error" in words
             kind = DataError if malformed else FileError  # such a file is whole
             raise kind(
                 f"{self.path} is not whole or not well formed ({words}); rows are counted from 1 "

@@ -229,15 +229,19 @@ class _Allocation:
         self.whole, self.guards = buffer, (buffer[:start], buffer[start + count :])
         self.bytes = buffer[start : start + count]
         self.bytes[:] = 0xFF
-        for guard in self.guards if SANITIZERS else ():  # reads of them are told, too
+        self._tell_sanitizer("__asan_poison_memory_region")  # reads of guards are told, too
+
+    def _tell_sanitizer(self, what):
+        for guard in self.guards if SANITIZERS else ():
             place, size = ctypes.c_void_p(guard.ctypes.data), ctypes.c_size_t(guard.nbytes)
-            ctypes.CDLL(None)["__asan_poison_memory_region"](place, size)
+            ctypes.CDLL(None)[what](place, size)
 
     def check(self):
         if any((guard != 0xA5).any() for guard in self.guards):
             raise SimulationError(f"something was written outside an array of {self.count} bytes")
 
     def __del__(self):
+        self._tell_sanitizer("__asan_unpoison_memory_region")  # small ones are reused
         if self.pending:
             self.runtime.faults.append(
                 f"an array of {self.count} bytes was dropped before the work on it was done"

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from tables import layouts, random_plan, random_table, some_layout
 
 from fastpair.agreement import Case, agreement, backends, cases, check_agreement, compare
-from fastpair.bench import WORKS, _measure, bench
+from fastpair.bench import bench
+from fastpair.bench_against import compare_benches
+from fastpair.bench_plot import check_plot, draw_roofline, points
 from fastpair.bench_report import print_bench
-from fastpair.errors import AgreementError, ArgumentError, FileError
+from fastpair.bench_works import WORKS, measure
+from fastpair.errors import AgreementError, ArgumentError, DataError, FileError
 from fastpair.files import write_embeddings, write_model
 from fastpair.heads import HEADS, find_head
 from fastpair.jobs import project
@@ -204,6 +207,93 @@ def test_a_narrow_blas_and_a_scan_are_shown(found, capsys):
     assert "scan" in printed
 
 
+# --- beside an earlier run ---
+
+
+def changed(found, factor, share=None, **more):
+    """The same run, its rows faster or slower."""
+    rows = [
+        {
+            **row,
+            "pairs_per_second": {
+                key: value if key == "repeats" else factor * value
+                for key, value in row["pairs_per_second"].items()
+            },
+            "share": row["share"] * (factor if share is None else share),
+            **more,
+        }
+        for row in found["rows"]
+    ]
+    return {**found, "rows": rows}
+
+
+@pytest.mark.parametrize(
+    ("factor", "share", "verdict"),
+    [
+        (0.01, None, "slower"),
+        (100.0, None, "faster"),
+        (1.0, None, "same"),
+        (0.01, 1.0, "same"),  # the machine was slower, and we as much
+        (100.0, 0.99, "same"),
+    ],
+)
+def test_a_change_is_told_where_rates_and_shares_say_so(found, factor, share, verdict):
+    compared = compare_benches(changed(found, factor, share), found)
+    assert {row["verdict"] for row in compared["rows"]} == {verdict}
+    assert len(compared["rows"]) == len(found["rows"])
+    for row in compared["rows"]:
+        assert row["ratio"] == pytest.approx(factor)
+    assert compared["machines"] is None
+
+
+def test_what_cannot_be_compared_is_named(found):
+    fewer = {**found, "rows": found["rows"][1:]}
+    first = found["rows"][0]
+    name = f"{first['work']} {first['precision']} {first['device']}"
+    assert compare_benches(fewer, found)["only_earlier"] == [name]
+    assert compare_benches(found, fewer)["only_now"] == [name]
+    other = compare_benches(found, changed(found, 1.0, row_bytes=1))
+    assert len(other["other_size"]) == len(found["rows"])
+    assert other["rows"] == []
+    machine = {**found["machine"], "cpu": "another"}
+    assert compare_benches({**found, "machine": machine}, found)["machines"][1] == "another"
+    with pytest.raises(DataError, match="fastpair bench --json"):
+        compare_benches(found, {"rows": 3})
+
+
+def test_the_comparison_is_printed(found, capsys):
+    slower = changed(found, 0.01)
+    print_bench({**slower, "against": compare_benches(slower, found)})
+    printed = capsys.readouterr().out
+    assert printed.count("slower") == len(found["rows"])
+    assert "0.01" in printed
+
+
+def test_the_roofline_has_every_row_under_what_was_measured(found, tmp_path):
+    pytest.importorskip("matplotlib")
+    marks = points(found)
+    assert len(marks) == len(found["rows"])
+    for mark, row in zip(marks, found["rows"], strict=True):
+        rate = row["pairs_per_second"]["median"]
+        moved = row["bytes_per_second"] / rate
+        assert mark["operations"]["median"] == pytest.approx(row["operations_per_second"])
+        assert mark["intensity"] == pytest.approx(row["operations_per_second"] / rate / moved)
+    for name in ("a.png", "a.svg"):
+        draw_roofline(found, tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    drawn = (tmp_path / "a.svg").read_text()
+    draw_roofline(found, tmp_path / "again.svg")
+    assert drawn.startswith("<?xml")
+
+
+def test_a_picture_that_cannot_be_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    with pytest.raises(ArgumentError, match="must end in one of"):
+        check_plot(tmp_path / "a.jpeg2000")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ArgumentError, match=r"pip install 'fastpair\[report\]'"):
+        check_plot(tmp_path / "a.png")
+
+
 # --- the machine and its ceilings ---
 
 
@@ -270,7 +360,7 @@ def test_a_row_has_three_repeats_of_a_size_in_its_bounds(least, more, slot, powe
         sizes.append(size)
         return size**power / speed
 
-    size, seconds = _measure(work, least, least + more, slot, power)
+    size, seconds = measure(work, least, least + more, slot, power)
     assert least <= size <= least + more
     assert 3 <= len(seconds) <= 7
     assert set(sizes[-3:]) == {size}

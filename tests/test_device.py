@@ -12,8 +12,9 @@ from simulated_gpu import SimulatedRuntime, needs_compiler
 
 from fastpair import device, jobs
 from fastpair.agreement import agreement, backends, cases, check_agreement
-from fastpair.bench import WORKS, bench
+from fastpair.bench import bench
 from fastpair.bench_report import print_bench
+from fastpair.bench_works import WORKS
 from fastpair.cli import commands
 from fastpair.device import Missing, pick
 from fastpair.errors import (

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -836,3 +837,26 @@ def test_further_columns_of_pairs_come_as_they_are(tmp_path, suffix):
         assert (blocks[0].label is not None) == labels
     with pytest.raises(DataError, match="colour"):
         open_pairs(path, ids=None, count=3, extra=["colour"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.json", b'[["a", "b"]]', "is JSON; write its records"),
+        ("p.jsonl", b'{"left": "a", "right": "b"}\n', "is JSON"),
+        ("p.html", b"<table><tr><td>a</td></tr></table>", "is a document"),
+        ("p.csv", "left,right\nä,b\n".encode("latin-1"), "save it as UTF-8"),
+    ],
+)
+def test_what_is_no_table_is_called_by_its_name(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FastpairError, match=words):
+        all_rows(pairs_of(tmp_path / name, count=3))
+
+
+def test_a_workbook_is_called_by_its_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "p.xlsx", "w") as archive:
+        archive.writestr("[Content_Types].xml", "<Types/>")
+        archive.writestr("xl/workbook.xml", "<workbook/>")
+    with pytest.raises(FastpairError, match="is an Excel workbook; save its sheet as CSV"):
+        all_rows(pairs_of(tmp_path / "p.xlsx", count=3))

@@ -147,9 +147,16 @@ def evaluate(as_json: bool, files: tuple[Path, ...], **options: Any) -> None:
     metavar="DEVICE",
     help="GPU to measure beside the CPU: auto (the first, if there is one), cpu (none), gpu:1.",
 )
+@click.option(
+    "--against",
+    type=path_type,
+    metavar="JSON",
+    help="What an earlier run printed with --json: say what became slower or faster.",
+)
+@click.option("--plot", type=path_type, metavar="FILE", help="Draw the roofline: .png, .svg, .pdf.")
 @own_head_option
 @json_option
-def bench(as_json: bool, **options: Any) -> None:
+def bench(as_json: bool, against: Path | None, plot: Path | None, **options: Any) -> None:
     """Measure this machine, what fastpair does on it, and that its results are right.
 
     Rates stand beside what the machine can do at most, measured in the same run. Every backend is
@@ -160,8 +167,25 @@ def bench(as_json: bool, **options: Any) -> None:
     from fastpair.bench import bench as measure
     from fastpair.bench_report import print_bench, steps
 
+    earlier = None
+    if against is not None:
+        from fastpair.planning import read_summary
+
+        earlier = read_summary(against)
+    if plot is not None:
+        from fastpair.bench_plot import check_plot
+
+        check_plot(plot)
     with steps() as say:
         summary = measure(say=say, **options)
+    if earlier is not None:
+        from fastpair.bench_against import compare_benches
+
+        summary["against"] = compare_benches(summary, earlier)
+    if plot is not None:
+        from fastpair.bench_plot import draw_roofline
+
+        draw_roofline(summary, plot)
     if as_json:
         finish(summary, True)
     else:
