@@ -74,7 +74,7 @@ def report(material: Material) -> str:
     sections.append(("Parts of the pairs", _parts(material)))
     if "properties" in material.summary:
         sections.append(("Properties", _properties(material.summary)))
-    if material.model.network is None and truth is not None:
+    if material.model.network is None and truth is not None and not material.builtin:
         sections.append(("The learned projection", _projection(material, truth)))
     sections.append(("Training", _training(material.model)))
     sections.append(("What made this report", _made(material)))
@@ -396,7 +396,7 @@ def _made(material: Material) -> Html:
         if value is not None and name != "notes"
     ]
     parts = [table(rows, "Model, data and versions")]
-    if told:
+    if told and not material.builtin:
         title = "Settings that the model was trained with"
         settings = table([["setting", "value"], *told], title, headed=True)
         parts.append(element("details", element("summary", title), settings))

@@ -44,8 +44,14 @@ class Material:
     @property
     def beside(self) -> str:
         """The name of what stands beside the model in figures, or "" where nothing does."""
-        names = [name for name in self.comparison.scored if name in SIMILARITIES]
+        itself = f"raw_{self.builtin}"
+        names = [n for n in self.comparison.scored if n in SIMILARITIES and n != itself]
         return names[0] if names else ""
+
+    @property
+    def builtin(self) -> str:
+        """The name of a built-in similarity, or "" where a model was learned."""
+        return str(self.model.description.get("builtin", ""))
 
     @property
     def scores(self) -> np.ndarray:
