@@ -399,6 +399,15 @@ def test_groups_of_pairs_are_what_chains_connect(listed):
     assert firsts == sorted(firsts)
 
 
+def test_equal_embeddings_are_one_entity(X):
+    zeros = np.zeros((2, 2, 3))
+    zeros[1] = -0.0
+    zeros[0, 1], zeros[1, 1] = 1, 2
+    assert fastpair.entity_groups(zeros).tolist() == [0, 0]
+    zeros[1, 0, 0] = 1e-300
+    assert fastpair.entity_groups(zeros).tolist() == [0, 1]
+
+
 # --- GPUs, simulated ------------------------------------------------------------------------------
 
 
