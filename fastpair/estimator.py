@@ -371,14 +371,17 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
         array = as_array(pairs, "pairs")
         options: dict[str, Any] = {"model": self.model_, "threads": self.threads}
         if self._are_row_numbers(array):  # entities of several pairs are folded once
-            rows, *sides = self._entities(array, self.n_features_in_)
-            return score_pairs(rows, tuple(sides), **options)
+            rows, *ends = self._entities(array, self.n_features_in_)
+            return score_pairs(rows, tuple(ends), **options)
         left, right = self._sides(array)
         self._check_columns(left.shape[1], self.n_features_in_)
         scores = np.empty(len(left), np.float32)
         for start in range(0, len(left), PAIRS_AT_ONCE):
             block = slice(start, start + PAIRS_AT_ONCE)
-            score_pairs(left[block], against=right[block], out=scores[block], **options)
+            own = scores[block]
+            rows = np.concatenate([left[block], right[block]])  # one fold takes less than two
+            sides = np.arange(len(own)), np.arange(len(own), 2 * len(own))
+            score_pairs(rows, sides, out=own, **options)
         return scores
 
     def pair_score(self, pairs: ArrayLike) -> np.ndarray:

@@ -29,6 +29,8 @@ def as_array(value: ArrayLike, name: str) -> np.ndarray:
     ArgumentError : the value is none of these, is sparse, or has missing entries.
     """
     if isinstance(value, np.ndarray):
+        if np.ma.is_masked(value):
+            raise _missing(name)
         return np.asarray(value)  # a memory map or a subclass as what it is
     library = _library(value)
     if library == "scipy" and hasattr(value, "tocsr"):
@@ -95,7 +97,7 @@ def as_numbers(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def as_row_numbers(value: ArrayLike, name: str, count: int | None = None) -> np.ndarray:
-    """Return row numbers of any shape as integers from 0 to `count` - 1 (None: unchecked).
+    """Return row numbers of any shape, int32 or int64, from 0 to `count` - 1 (None: unchecked).
 
     Raises
     ------
@@ -114,7 +116,7 @@ def as_row_numbers(value: ArrayLike, name: str, count: int | None = None) -> np.
         if least < 0 or most >= count:
             wrong = least if least < 0 else most
             raise DataError(f"{name} hold the row number {wrong}, expected 0 to {count - 1}")
-    return array
+    return array if array.dtype in (np.int32, np.int64) else array.astype(np.int64)
 
 
 def as_columns(value: ArrayLike, name: str) -> tuple[Any, Any]:
@@ -253,7 +255,8 @@ def _of_arrow(value: Any, name: str) -> np.ndarray:
 
     if isinstance(value, (pa.Table, pa.RecordBatch)):
         if value.num_columns == 1:
-            return _of_arrow(value.column(0), name)
+            column = _of_arrow(value.column(0), name)
+            return column[:, None] if column.ndim == 1 else column
         columns = [_of_arrow(column, name) for column in value.columns]
         if not columns or any(column.ndim != 1 for column in columns):
             raise ArgumentError(f"{name} mix lists and numbers, or have no column")

@@ -572,6 +572,9 @@ def test_thresholds_are_calibrated_and_set(digits, fitted):
     model.calibrate_threshold(pairs, y, strategy="max_tnr", min_rate=0.95)
     assert (model.predict(pairs[y > 0]) == 1).mean() >= 0.95
     assert (model.set_threshold(1e6).predict(pairs) == -1).all()
+    exact = model.pair_score(pairs[3:4])[0]  # at the threshold a pair is similar, as anywhere here
+    assert model.set_threshold(exact).predict(pairs[3:4]) == 1
+    assert model.set_threshold(np.nextafter(exact, np.float32(9))).predict(pairs[3:4]) == -1
     model.set_threshold(0.7, unit="probability")
     np.testing.assert_array_equal(model.predict(pairs) == 1, model.predict_proba(pairs)[:, 1] > 0.7)
     assert fastpair.above_threshold(model.preprocessor[:99], model=model).nnz > 0

@@ -168,6 +168,12 @@ def test_the_estimator_learns_the_same_from_every_holder(holder):
     assert other.transform(hold(X)).tobytes() == plain.transform(X).tobytes()
 
 
+@pytest.mark.parametrize("holder", ["Arrow table", "Arrow batch", "pandas", "polars"])
+def test_one_column_is_one_dimension(holder):
+    assert as_matrix(HOLDERS[holder](X[:, :1]), "embeddings").shape == (30, 1)
+    assert as_matrix(np.ma.masked_invalid(X[:, :1]), "embeddings").shape == (30, 1)
+
+
 def test_columns_of_labels_are_taken_too():
     pandas = pytest.importorskip("pandas")
     y = np.where(np.arange(80) % 3, 1, -1)
@@ -226,11 +232,12 @@ def sparse():
         (lambda: pa.table({"a": [[1.0], [None]]}), DataError, "missing entries"),
         (lambda: pa.table({"a": [[1.0], [1.0, 2.0]]}), ArgumentError, "lists of 2 lengths"),
         (lambda: pa.table({"a": [[1.0]], "b": [2.0]}), ArgumentError, "mix lists and numbers"),
-        (lambda: pa.table({"a": ["x", "y"]}), ArgumentError, "expected"),
+        (lambda: pa.table({"a": ["x", "y"]}), ArgumentError, "no numbers"),
         (lambda: pa.field("a", pa.int8()), ArgumentError, "expected an Arrow table or array"),
         (pandas_null, DataError, "missing entries"),
         (polars_null, DataError, "missing entries"),
         (lazy_polars, ArgumentError, "collect"),
+        (lambda: np.ma.masked_equal(np.eye(3), 0), DataError, "missing entries"),
         (sparse, ArgumentError, r"is sparse .* toarray"),
         (lambda: [[1.0], [1.0, 2.0]], ArgumentError, "cannot be read as an array"),
         (lambda: np.array([[1.0], ["x"]], object), ArgumentError, "no numbers"),

@@ -101,6 +101,13 @@ def test_the_same_bits_swapped_in_blocks_in_threads_and_side_by_side(X, pairs, m
     assert fastpair.score_pairs(X, pairs, model=model).tobytes() == scores
 
 
+@pytest.mark.parametrize("kind", ["u1", "i2", "u4", "u8", ">i4", ">i8", "i4"])
+def test_row_numbers_may_be_integers_of_any_type(X, pairs, kind):
+    expected = fastpair.score_pairs(X, pairs).tobytes()
+    assert fastpair.score_pairs(X, pairs.astype(kind)).tobytes() == expected
+    assert fastpair.score_pairs(X, np.asfortranarray(pairs.astype(kind))).tobytes() == expected
+
+
 def test_without_a_model_it_is_cosine(X, pairs):
     unit = X / np.linalg.norm(X, axis=1, keepdims=True)
     expected = (unit[pairs[:, 0]] * unit[pairs[:, 1]]).sum(axis=1)
@@ -397,6 +404,15 @@ def test_groups_of_pairs_are_what_chains_connect(listed):
             assert (groups[a] == groups[b]) == bool(own & merged[b])
     firsts = [groups.tolist().index(group) for group in range(groups.max() + 1)]
     assert firsts == sorted(firsts)
+
+
+def test_equal_embeddings_are_one_entity(X):
+    zeros = np.zeros((2, 2, 3))
+    zeros[1] = -0.0
+    zeros[0, 1], zeros[1, 1] = 1, 2
+    assert fastpair.entity_groups(zeros).tolist() == [0, 0]
+    zeros[1, 0, 0] = 1e-300
+    assert fastpair.entity_groups(zeros).tolist() == [0, 1]
 
 
 # --- GPUs, simulated ------------------------------------------------------------------------------
