@@ -178,6 +178,9 @@ __device__ __forceinline__ void add_maxima(
         const float pair = fmaxf(x, y[0][j]) + fmaxf(next, y[1][j]);
         sums[i][j] = plus ? sums[i][j] + pair : sums[i][j] - pair;
       }
+#if FP_OWN_COLUMNS == 4
+      __syncwarp();  // beside sums of values a compiler that takes up two rows spills
+#endif
     }
   }
 }
