@@ -119,6 +119,7 @@ def main() -> None:
         for repeat in range(asked.repeats):
             for kind in KINDS if repeat % 2 == 0 else reversed(KINDS):
                 found[kind].append(run(folder, script, kind, asked.threads))
+                print(f"{kind}: {found[kind][-1]}", file=sys.stderr, flush=True)
         equal = same_bytes(folder / "process.h5", folder / "consolidated.h5")
     seconds = {kind: median(one["seconds"] for one in runs) for kind, runs in found.items()}
     spent = {kind: median(one["processor"] for one in runs) for kind, runs in found.items()}
