@@ -379,8 +379,8 @@ def _training(model: Model) -> Html:
     told = isinstance(kept, dict) and "epoch" in kept
     words = f"{len(epochs)} epochs in all."
     if told:
-        arm = f" of arm {kept['arm']}" if "arm" in kept else ""
-        words += f" What was kept is epoch {kept['epoch']}{arm}."
+        arm = f" of arm {shortened(str(kept['arm']), LONGEST_NAME)}" if "arm" in kept else ""
+        words += f" What was kept is epoch {shortened(str(kept['epoch']), LONGEST_NAME)}{arm}."
     captions = ("Loss on the training pairs.", f"{_sentence(called)} on the validation pairs.")
     shown = [shown_figure(one, text) for one, text in zip(figures, captions, strict=False)]
     return Html(paragraph(words) + element("div", *shown, class_="figures"))

@@ -22,6 +22,7 @@ from fastpair.curves import (
     MOST_THRESHOLDS,
     chance_before,
     count_at_thresholds,
+    learned_plane,
     main_directions,
     ranking_curves,
     reliability,
@@ -217,7 +218,7 @@ def test_the_numbers_are_those_of_evaluate(page):
         assert f"{summary[key]:.4f}" in text
     assert f"{summary['raw_cosine']['auc']:.4f}" in text
     for key in ("precision", "recall", "f1"):
-        assert parsed.texts["output", key] == f"{summary[key]:.4f}"
+        assert parsed.texts["span", key] == f"{summary[key]:.4f}"
     assert f"{summary['entities']['both seen']['n_pairs']}" in text
     for kind in ("near", "far"):
         assert f"{summary['by']['kind'][kind]['auc']:.4f}" in text
@@ -230,7 +231,7 @@ def test_counts_and_expected_pairs_at_the_threshold_are_right(world, page):
     parsed = Page(page[0])
     scores, labels = scores_of(world)
     taken = scores >= 0.25
-    shown = {key: parsed.texts["output", key] for key in ("hits", "missed", "wrong", "left")}
+    shown = {key: parsed.texts["span", key] for key in ("hits", "missed", "wrong", "left")}
     assert shown == {
         "hits": f"{(taken & labels).sum()}",
         "missed": f"{(~taken & labels).sum()}",
@@ -238,9 +239,9 @@ def test_counts_and_expected_pairs_at_the_threshold_are_right(world, page):
         "left": f"{(~taken & ~labels).sum()}",
     }
     # As many good ones as in the file: of a million the same share is taken as of the file.
-    expected = int(parsed.texts["output", "expected"].replace(",", ""))
+    expected = int(parsed.texts["span", "expected"].replace(",", ""))
     assert expected == pytest.approx(1e6 * taken.mean(), abs=2)
-    good = int(parsed.texts["output", "expected-good"].replace(",", ""))
+    good = int(parsed.texts["span", "expected-good"].replace(",", ""))
     assert good == pytest.approx(1e6 * (taken & labels).mean(), abs=2)
 
 
@@ -335,7 +336,7 @@ def test_a_similarity_without_threshold_or_unit_shows_no_probability(world, tmp_
     assert "Calibration" not in text
     assert 'data-value="chance"' not in text
     labels = scores_of(world)[1]
-    best = float(Page(text).texts["output", "f1"])
+    best = float(Page(text).texts["span", "f1"])
     assert best >= 2 * labels.mean() / (1 + labels.mean()) - 1e-4  # that of taking every pair
 
 
@@ -507,6 +508,23 @@ def test_main_directions_keep_distances_of_flat_points_and_their_sign():
     assert np.linalg.norm(points[:, None] - points[None], axis=-1) == pytest.approx(expected)
     assert main_directions(flat[:, :1])[0].shape == (30, 2)
     assert main_directions(np.zeros((4, 3)))[1] == 0
+
+
+def test_an_asymmetric_model_has_two_places_for_an_entity():
+    rng = np.random.default_rng(0)
+    towers = [Linear(rng.normal(size=(4, 6))) for _ in range(2)]
+    branch = Branch("dot", {"weight": np.ones(1)}, towers[0], towers[1])
+    rows, lines = rng.normal(size=(20, 6)), {"good": np.array([[0, 1]]), "bad": np.array([[2, 3]])}
+    found = learned_plane(Model([branch], 6), rows, lines)
+    assert found.left.shape == found.right.shape == (20, 2)
+    assert not np.allclose(found.left, found.right)
+    sides = [rows @ tower.projection.T for tower in towers]
+    scale = [np.sqrt((side**2).sum(axis=1).mean()) for side in sides]
+    left, right = (side / size for side, size in zip(sides, scale, strict=True))
+    ratio = np.linalg.norm(left[0] - right[1]) / np.linalg.norm(left[2] - right[3])
+    assert found.ratio == pytest.approx(ratio)
+    same = learned_plane(a_model(), rows, lines)
+    assert same.left is same.right
 
 
 # --- training ---
