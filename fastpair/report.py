@@ -8,18 +8,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 from collections.abc import Sequence
 from importlib import resources
 from string import Template
-from typing import Any
 
 import numpy as np
 
 from fastpair import curves, plots
 from fastpair.curves import Thresholds
 from fastpair.entities import EntityTexts
-from fastpair.markup import Html, element, markup, paragraph, shown_figure, table, tiles, with_small
+from fastpair.markup import (
+    Html,
+    element,
+    json_text,
+    markup,
+    paragraph,
+    shown_figure,
+    table,
+    tiles,
+    with_small,
+)
 from fastpair.model import Model
 from fastpair.plots import shortened
 from fastpair.report_material import Material, Summary, brief, chances
@@ -94,7 +102,7 @@ def _page(
     if counted is not None:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy += ["form-action 'none'", f"script-src 'sha256-{digest}'"]
-        counts = _json(slider_data(material, counted, moves))
+        counts = json_text(slider_data(material, counted, moves))
         scripts = Html(
             f'<script type="application/json" id="counts">{counts}</script>\n'
             f"<script>{script}</script>"
@@ -120,12 +128,6 @@ def _page(
         body="\n".join(bodies),
         scripts=scripts,
     )
-
-
-def _json(data: Any) -> str:
-    """Return JSON that cannot end the element that it stands in."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _overall(material: Material) -> Html:

@@ -35,6 +35,7 @@ from fastpair.errors import ArgumentError, DataError, FileError
 from fastpair.files import read_model, write_model
 from fastpair.heat_map import MOST_SHOWN as MOST_DRAWN
 from fastpair.heat_map import leaf_order
+from fastpair.markup import json_text
 from fastpair.model import Branch, Isotonic, Model, Preparation
 from fastpair.towers import Linear
 
@@ -207,6 +208,13 @@ def test_ids_texts_and_columns_are_text_and_never_markup(page):
     counts = re.search(r'id="counts">(.*?)</script>', text, re.DOTALL)[1]
     assert "<" not in counts
     json.loads(counts)
+
+
+def test_json_cannot_end_the_element_that_it_stands_in():
+    data = {"</script>": "<!-- & -->"}
+    text = json_text(data)
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == data
 
 
 def test_the_numbers_are_those_of_evaluate(page):
@@ -432,13 +440,13 @@ def test_texts_of_entities_come_from_csv_and_parquet_by_their_id(tmp_path):
 def test_counts_at_thresholds_are_those_of_plain_comparison():
     rng = np.random.default_rng(0)
     for count in (5, 3000):
-        scores = np.round(rng.normal(size=count), 3).astype(np.float32)
+        scores = np.round(rng.normal(size=count), 3)  # many are a threshold themselves
         truth = rng.random(count) < 0.3
         truth[:2] = True, False
         found = count_at_thresholds(scores, truth, 0.12345678)
         assert len(found.values) <= MOST_THRESHOLDS + 1
         assert found.values[found.at] == 0.12345678
-        taken = scores.astype(np.float64)[None] >= found.values[:, None]
+        taken = scores[None] >= found.values[:, None]
         np.testing.assert_array_equal(found.taken, taken.sum(axis=1))
         np.testing.assert_array_equal(found.hits, (taken & truth).sum(axis=1))
         best = count_at_thresholds(scores, truth)
