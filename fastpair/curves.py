@@ -19,6 +19,9 @@ MOST_THRESHOLDS = 500
 MOST_POINTS = 400
 """Points of a curve."""
 
+MOST_EPOCHS = 2000
+"""Epochs whose curves are drawn."""
+
 MOST_DRAWS = 100
 """Draws of the bootstrap behind the band of a curve."""
 
@@ -387,7 +390,7 @@ def drawable_epochs(history: Any) -> list[dict[str, Any]]:
         return []
     return [
         entry
-        for entry in history
+        for entry in history[:MOST_EPOCHS]
         if isinstance(entry, dict)
         and isinstance(entry.get("epoch"), int)
         and isinstance(entry.get("loss"), int | float)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fastpair.plots import Figure, clean
 
@@ -97,3 +99,9 @@ def with_small(cell: str) -> object:
     if not bracket or not interval.endswith("]"):
         return cell
     return Html(f"{markup(value)} {element('small', f'[{interval}')}")
+
+
+def json_text(data: Any) -> str:
+    """Return JSON that cannot end the element that it stands in."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

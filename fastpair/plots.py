@@ -210,7 +210,7 @@ def ranking_figure(
         if point is not None:
             _movable(axes, point)
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=labels[0], ylabel=labels[1])
-        axes.legend(loc="lower right" if name == "roc" else "lower left")
+        axes.legend(loc="lower right" if name == "roc" else "best")
 
     return figure(name, words, draw)
 

@@ -8,18 +8,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 from collections.abc import Sequence
 from importlib import resources
 from string import Template
-from typing import Any
 
 import numpy as np
 
 from fastpair import curves, plots
 from fastpair.curves import Thresholds
 from fastpair.entities import EntityTexts
-from fastpair.markup import Html, element, markup, paragraph, shown_figure, table, tiles, with_small
+from fastpair.markup import (
+    Html,
+    element,
+    json_text,
+    markup,
+    paragraph,
+    shown_figure,
+    table,
+    tiles,
+    with_small,
+)
 from fastpair.model import Model
 from fastpair.plots import shortened
 from fastpair.report_material import Material, Summary, brief, chances
@@ -94,7 +102,7 @@ def _page(
     if counted is not None:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy += ["form-action 'none'", f"script-src 'sha256-{digest}'"]
-        counts = _json(slider_data(material, counted, moves))
+        counts = json_text(slider_data(material, counted, moves))
         scripts = Html(
             f'<script type="application/json" id="counts">{counts}</script>\n'
             f"<script>{script}</script>"
@@ -120,12 +128,6 @@ def _page(
         body="\n".join(bodies),
         scripts=scripts,
     )
-
-
-def _json(data: Any) -> str:
-    """Return JSON that cannot end the element that it stands in."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _overall(material: Material) -> Html:
@@ -379,8 +381,8 @@ def _training(model: Model) -> Html:
     told = isinstance(kept, dict) and "epoch" in kept
     words = f"{len(epochs)} epochs in all."
     if told:
-        arm = f" of arm {kept['arm']}" if "arm" in kept else ""
-        words += f" What was kept is epoch {kept['epoch']}{arm}."
+        arm = f" of arm {shortened(str(kept['arm']), LONGEST_NAME)}" if "arm" in kept else ""
+        words += f" What was kept is epoch {shortened(str(kept['epoch']), LONGEST_NAME)}{arm}."
     captions = ("Loss on the training pairs.", f"{_sentence(called)} on the validation pairs.")
     shown = [shown_figure(one, text) for one, text in zip(figures, captions, strict=False)]
     return Html(paragraph(words) + element("div", *shown, class_="figures"))

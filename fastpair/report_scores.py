@@ -97,7 +97,7 @@ def _field(show: str, value: float, kind: str = "") -> Html:
         if kind == "count"
         else f"{value:.4f}"
     )
-    return element("output", text, data_show=show, data_kind=kind or None)
+    return element("span", text, data_show=show, data_kind=kind or None)
 
 
 def threshold_section(
@@ -120,10 +120,10 @@ def threshold_section(
     )
     chance = chances(material.model, counted.values)
     said: list[tuple[str, object]] = [
-        ("threshold", element("output", brief(value), data_value="threshold"))
+        ("threshold", element("span", brief(value), data_value="threshold"))
     ]
     if chance is not None:
-        words = element("output", f"{chance[at]:.4f}", data_value="chance")
+        words = element("span", f"{chance[at]:.4f}", data_value="chance")
         said.append(("probability at the threshold", words))
     precision = hits / taken if taken else float("nan")
     said += [

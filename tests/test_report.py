@@ -22,6 +22,7 @@ from fastpair.curves import (
     MOST_THRESHOLDS,
     chance_before,
     count_at_thresholds,
+    learned_plane,
     main_directions,
     ranking_curves,
     reliability,
@@ -34,6 +35,7 @@ from fastpair.errors import ArgumentError, DataError, FileError
 from fastpair.files import read_model, write_model
 from fastpair.heat_map import MOST_SHOWN as MOST_DRAWN
 from fastpair.heat_map import leaf_order
+from fastpair.markup import json_text
 from fastpair.model import Branch, Isotonic, Model, Preparation
 from fastpair.towers import Linear
 
@@ -208,6 +210,13 @@ def test_ids_texts_and_columns_are_text_and_never_markup(page):
     json.loads(counts)
 
 
+def test_json_cannot_end_the_element_that_it_stands_in():
+    data = {"</script>": "<!-- & -->"}
+    text = json_text(data)
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == data
+
+
 def test_the_numbers_are_those_of_evaluate(page):
     text, summary = page
     parsed = Page(text)
@@ -217,7 +226,7 @@ def test_the_numbers_are_those_of_evaluate(page):
         assert f"{summary[key]:.4f}" in text
     assert f"{summary['raw_cosine']['auc']:.4f}" in text
     for key in ("precision", "recall", "f1"):
-        assert parsed.texts["output", key] == f"{summary[key]:.4f}"
+        assert parsed.texts["span", key] == f"{summary[key]:.4f}"
     assert f"{summary['entities']['both seen']['n_pairs']}" in text
     for kind in ("near", "far"):
         assert f"{summary['by']['kind'][kind]['auc']:.4f}" in text
@@ -230,7 +239,7 @@ def test_counts_and_expected_pairs_at_the_threshold_are_right(world, page):
     parsed = Page(page[0])
     scores, labels = scores_of(world)
     taken = scores >= 0.25
-    shown = {key: parsed.texts["output", key] for key in ("hits", "missed", "wrong", "left")}
+    shown = {key: parsed.texts["span", key] for key in ("hits", "missed", "wrong", "left")}
     assert shown == {
         "hits": f"{(taken & labels).sum()}",
         "missed": f"{(~taken & labels).sum()}",
@@ -238,9 +247,9 @@ def test_counts_and_expected_pairs_at_the_threshold_are_right(world, page):
         "left": f"{(~taken & ~labels).sum()}",
     }
     # As many good ones as in the file: of a million the same share is taken as of the file.
-    expected = int(parsed.texts["output", "expected"].replace(",", ""))
+    expected = int(parsed.texts["span", "expected"].replace(",", ""))
     assert expected == pytest.approx(1e6 * taken.mean(), abs=2)
-    good = int(parsed.texts["output", "expected-good"].replace(",", ""))
+    good = int(parsed.texts["span", "expected-good"].replace(",", ""))
     assert good == pytest.approx(1e6 * (taken & labels).mean(), abs=2)
 
 
@@ -335,7 +344,7 @@ def test_a_similarity_without_threshold_or_unit_shows_no_probability(world, tmp_
     assert "Calibration" not in text
     assert 'data-value="chance"' not in text
     labels = scores_of(world)[1]
-    best = float(Page(text).texts["output", "f1"])
+    best = float(Page(text).texts["span", "f1"])
     assert best >= 2 * labels.mean() / (1 + labels.mean()) - 1e-4  # that of taking every pair
 
 
@@ -431,13 +440,13 @@ def test_texts_of_entities_come_from_csv_and_parquet_by_their_id(tmp_path):
 def test_counts_at_thresholds_are_those_of_plain_comparison():
     rng = np.random.default_rng(0)
     for count in (5, 3000):
-        scores = np.round(rng.normal(size=count), 3).astype(np.float32)
+        scores = np.round(rng.normal(size=count), 3)  # many are a threshold themselves
         truth = rng.random(count) < 0.3
         truth[:2] = True, False
         found = count_at_thresholds(scores, truth, 0.12345678)
         assert len(found.values) <= MOST_THRESHOLDS + 1
         assert found.values[found.at] == 0.12345678
-        taken = scores.astype(np.float64)[None] >= found.values[:, None]
+        taken = scores[None] >= found.values[:, None]
         np.testing.assert_array_equal(found.taken, taken.sum(axis=1))
         np.testing.assert_array_equal(found.hits, (taken & truth).sum(axis=1))
         best = count_at_thresholds(scores, truth)
@@ -507,6 +516,23 @@ def test_main_directions_keep_distances_of_flat_points_and_their_sign():
     assert np.linalg.norm(points[:, None] - points[None], axis=-1) == pytest.approx(expected)
     assert main_directions(flat[:, :1])[0].shape == (30, 2)
     assert main_directions(np.zeros((4, 3)))[1] == 0
+
+
+def test_an_asymmetric_model_has_two_places_for_an_entity():
+    rng = np.random.default_rng(0)
+    towers = [Linear(rng.normal(size=(4, 6))) for _ in range(2)]
+    branch = Branch("dot", {"weight": np.ones(1)}, towers[0], towers[1])
+    rows, lines = rng.normal(size=(20, 6)), {"good": np.array([[0, 1]]), "bad": np.array([[2, 3]])}
+    found = learned_plane(Model([branch], 6), rows, lines)
+    assert found.left.shape == found.right.shape == (20, 2)
+    assert not np.allclose(found.left, found.right)
+    sides = [rows @ tower.projection.T for tower in towers]
+    scale = [np.sqrt((side**2).sum(axis=1).mean()) for side in sides]
+    left, right = (side / size for side, size in zip(sides, scale, strict=True))
+    ratio = np.linalg.norm(left[0] - right[1]) / np.linalg.norm(left[2] - right[3])
+    assert found.ratio == pytest.approx(ratio)
+    same = learned_plane(a_model(), rows, lines)
+    assert same.left is same.right
 
 
 # --- training ---

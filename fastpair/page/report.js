@@ -31,7 +31,8 @@ function show() {
   for (const field of document.querySelectorAll("[data-value]")) {
     field.textContent = data.shown[field.dataset.value][at];
   }
-  slider.setAttribute("aria-valuetext", data.shown.threshold[at]);
+  const said = [now.precision, now.recall].map((value) => decimals.format(value));
+  slider.setAttribute("aria-valuetext", `${data.shown.threshold[at]}, precision ${said[0]}, recall ${said[1]}`);
   const places = (n) => ({
     histogram: [data.values[n], 0], roc: [rates(n)["false-rate"], rates(n).recall],
     ranked: [rates(n).recall, rates(n).precision],
