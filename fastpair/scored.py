@@ -228,8 +228,8 @@ def _keyed(
             path,
             ids=ids,
             count=nodes,
-            left_column=raw.names[0],
-            right_column=raw.names[1],
+            left_column=columns[0],
+            right_column=columns[1],
             keys=keys,
             extra=extra,
         )

@@ -170,6 +170,30 @@ def test_scores_without_keys_need_their_pair_file(tmp_path, table):
     assert not (tmp_path / "p.csv").exists()
 
 
+@pytest.mark.parametrize("name", ["pairs.h5", "pairs.npy", "pairs.parquet", "named.csv"])
+def test_keys_come_from_a_pair_file_of_any_format(tmp_path, table, name):
+    rows, pairs, scores = (
+        np.array(list(combinations(range(8), 2))),
+        tmp_path / name,
+        tmp_path / "s.h5",
+    )
+    columns = {}
+    if name.endswith("h5"):
+        with h5py.File(pairs, "w") as file:
+            file["pairs"] = rows
+    elif name.endswith("npy"):
+        np.save(pairs, rows)
+    elif name.endswith("parquet"):
+        pq.write_table(pa.table({"id_a": rows[:, 0], "id_b": rows[:, 1]}), pairs)
+    else:
+        pairs.write_text("x,y\n" + "".join(f"{i},{j}\n" for i, j in rows))
+        columns = {"left_column": "x", "right_column": "y"}
+    jobs.score(table, pairs, scores, keys="rows", **columns)
+    found = cluster(scores, tmp_path / "o.csv", threshold=0.3, pairs=pairs, **columns)
+    with h5py.File(scores) as file:
+        assert found["accepted"] == (file["score"][:] >= 0.3).sum()
+
+
 @pytest.mark.parametrize("form", [{"threshold": 0.1}, {"top_k": 7}])
 def test_a_matrix_gives_the_groups_of_its_pairs(tmp_path, table, form):
     jobs.matrix(table, tmp_path / "m.h5", **form)
