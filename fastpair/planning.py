@@ -5,6 +5,11 @@ whose reading, scoring and writing go on side by side, so that the slowest of th
 
     seconds = start + tables / read + max(pairs / rate, read bytes / read, written bytes / write)
 
+Tables that do not fit into the memory of a worker are read by blocks (docs/scaling.md): S bytes of
+one table in a memory of M about (S / M + 1) / 2 times for a list of pairs, whose sorted copy is
+written and read as well, and once for each block of left rows for all pairs, which are walked in
+both orders then, unless they are counted for a histogram.
+
 Rates come from what ``fastpair bench`` measured, or from real runs of the same work: each says
 ``seconds = start + tables / read + pairs / rate``, and the start and the rate that explain them
 best, relative to their length, are taken.
@@ -35,6 +40,9 @@ BENCH_WORKS = {"score": "stream", "histogram": "threshold"}
 
 PAIR_BYTES, SCORE_BYTES, INDEX_BYTES = 8, 4, 8
 """Bytes of a pair of int32 row numbers, of a score, and of the index of a kept pair."""
+
+SORTED_BYTES = 11
+"""Bytes of a pair among the sorted ones, about; they are written once and read once."""
 
 BLOCK_BYTES = 1 << 28
 """Bytes of the blocks of pairs and results that are under way in a worker, about."""
@@ -287,20 +295,29 @@ def price(job: Job, rates: Rates) -> Summary:
     summary : ``seconds`` in all; ``stages``, the seconds of each that follow one another;
         ``pairs`` the seconds of what goes on side by side during the pairs; ``binds``, what the
         longest part of the run is spent on; ``bytes``, moved by all workers; ``memory``, needed by
-        each; ``fits``, whether they have it.
+        each to hold the tables; ``fits``, whether they have it; ``passes``, how often each reads
+        the tables.
     """
     share = 1 / job.workers
     read, reader = rates.reading(job.workers)
     write, writer = rates.writing(job.workers)
+    beside = BLOCK_BYTES if job.memory is None else min(BLOCK_BYTES, job.memory // 2)
+    needed = job.table_bytes + beside
+    fits = job.memory is None or needed <= job.memory
+    passes = 1.0 if fits else _passes(job, (job.memory or 0) - beside)
+    both_orders = not fits and job.work not in ("score", "histogram") and job.others is None
     pairs = {
-        "scoring": job.scored * share / rates.pairs_per_second,
+        "scoring": job.scored * share * (1 + both_orders) / rates.pairs_per_second,
         f"reading pairs from the {reader}": job.read_bytes * share / read,
         f"writing to the {writer}": job.written_bytes * share / write,
     }
     slowest = max(pairs, key=lambda name: pairs[name])
     tables = f"reading tables from the {reader}"
-    stages = {"starting": rates.start, tables: job.table_bytes / read, slowest: pairs[slowest]}
-    needed = job.table_bytes + BLOCK_BYTES
+    stages = {"starting": rates.start, tables: passes * job.table_bytes / read}
+    moved = 0 if fits or job.work != "score" else SORTED_BYTES * job.scored
+    if moved:
+        stages["sorting pairs by block"] = moved * share * (1 / read + 1 / write)
+    stages[slowest] = pairs[slowest]
     seconds = sum(stages.values())
     return {
         "work": job.work,
@@ -314,11 +331,12 @@ def price(job: Job, rates: Rates) -> Summary:
         "scored": job.scored,
         "bytes": {
             "tables": job.table_bytes,
-            "read": job.workers * job.table_bytes + job.read_bytes,
-            "written": job.written_bytes,
+            "read": int(passes * job.workers * job.table_bytes) + job.read_bytes + moved,
+            "written": job.written_bytes + moved,
         },
         "memory": needed,
-        "fits": job.memory is None or needed <= job.memory,
+        "fits": fits,
+        "passes": passes,
         "rates": {
             "pairs_per_second": rates.pairs_per_second,
             "start": rates.start,
@@ -326,6 +344,16 @@ def price(job: Job, rates: Rates) -> Summary:
             "write": _finite(write),
         },
     }
+
+
+def _passes(job: Job, room: int) -> float:
+    """How often a worker reads tables that do not fit into its memory, of which it has `room`."""
+    if job.work == "score" and job.others is None:
+        return (job.table_bytes / room + 1) / 2
+    left = job.entities * job.row_bytes
+    right = job.table_bytes - left if job.others else left
+    walks = 2 if job.work == "histogram" else 1
+    return walks * (left + right * math.ceil(left / room)) / job.table_bytes
 
 
 def _finite(number: float) -> float | None:

@@ -187,10 +187,15 @@ def print_plan(summary: Summary, memory: str | None) -> None:
         f"tables {_bytes(moved['tables'])}; read in all {_bytes(moved['read'])}, written "
         f"{_bytes(moved['written'])}",
         f"each worker needs {_bytes(summary['memory'])} of memory"
-        + ("" if summary["fits"] else f", more than the {memory} that it has"),
+        + (
+            ""
+            if summary["fits"]
+            else f", more than the {memory} that it has: it reads the tables by blocks, "
+            f"{summary['passes']:.3g} times"
+        ),
     ]
     for line in lines:
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _time(seconds: float) -> str:
