@@ -416,7 +416,7 @@ def test_walks_side_by_side_share_the_memory_of_a_device(files, machine, monkeyp
 
     monkeypatch.setattr("fastpair.jobs.all_pairs.RemainingPairs", walks)
     monkeypatch.setattr(
-        "fastpair.jobs.all_pairs._all_pairs", lambda *given, **options: asked.append(given[4])
+        "fastpair.jobs.all_pairs.all_pairs_on", lambda *given, **options: asked.append(given[4])
     )
     with pytest.raises(Enough):
         jobs.matrix(files / "t.h5", files / "k.h5", top_k=3, device="gpu", device_memory=10**6)
