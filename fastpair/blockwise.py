@@ -46,8 +46,9 @@ PIECE = 1 << 17
 PIECE_BYTES = 8 + 3 * 4
 """Bytes of a pair in a piece, at most: a record, two row numbers, a score."""
 
-SPARE = 1 << 24
-"""Bytes, at most, that are left to the allocator, which keeps some of what was given back."""
+SPARE = 1 << 26
+"""Bytes, at most, left to the allocator, which keeps some of what was given back, and to libraries
+that come unasked: Arrow imports pandas where it is installed."""
 
 MOST_SORTERS = 8
 """Threads that sort pairs; more would find nothing to do and hold blocks of pairs."""
@@ -148,7 +149,7 @@ class BlockwiseScorer:
     def _row_memory(self, source: PairSource) -> int:
         """Bytes for rows beside the pieces that are scored and what the source holds of ids."""
         pieces = 2 * self.threads * PIECE * PIECE_BYTES
-        return self.memory - pieces - source.reading_bytes(1) - min(self.memory // 16, SPARE)
+        return self.memory - pieces - source.reading_bytes(1) - min(self.memory // 3, SPARE)
 
     def _reading(self, source: PairSource, block: int) -> int:
         """Bytes of pairs on their way into a round."""
