@@ -74,6 +74,7 @@ def begin(name, folder, **options):
             for key, value in given.items()
         }
         results.SCORE_BLOCK = scoring.SCORE_BLOCK = 1 << 16
+        scoring.EXPORTED_AT_ONCE = 1 << 13
         results.ROWS_AT_ONCE, attention._PAIRS_A_GROUP = 1 << 10, 1 << 24
         summary = function(output=folder / name, **paths, **options)
         os._exit(2 if summary["resumed_from"] else 0)
