@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fastpair.bench_works import MOVED_KINDS
-from fastpair.errors import ArgumentError
 
 Summary = dict[str, Any]
-
-FORMATS = (".png", ".svg", ".pdf")
 
 MARKS = {"pairs": "o", "stream": "s", "top-k": "^", "threshold": "v", "dense": "D"}
 
@@ -19,16 +16,6 @@ COLOURS = {"float32": "#0072b2", "float16": "#009e73", "bfloat16": "#d55e00", "i
 
 CEILINGS = {"fma": "float32", "bfloat16": "bfloat16", "int8": "int8"}
 """Limits of arithmetic, and the precision whose colour they have."""
-
-
-def check_plot(path: Path) -> None:
-    """Refuse a picture of another format, or without matplotlib, before anything is measured."""
-    if Path(path).suffix.lower() not in FORMATS:
-        raise ArgumentError(f"the plot {path} must end in one of {', '.join(FORMATS)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ArgumentError("--plot needs matplotlib: pip install 'fastpair[report]'") from error
 
 
 def points(found: Summary) -> list[Summary]:
@@ -54,14 +41,13 @@ def draw_roofline(found: Summary, path: Path) -> None:
     Parameters
     ----------
     found : what `bench.bench` returned.
-    path : ``.png``, ``.svg`` or ``.pdf``; an existing file is replaced.
+    path : ``.png``, ``.svg`` or ``.pdf``, see `fastpair.heat_map.check_plot`; it is replaced.
     """
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    check_plot(path)
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(

@@ -154,9 +154,12 @@ def evaluate(as_json: bool, files: tuple[Path, ...], **options: Any) -> None:
     help="What an earlier run printed with --json: say what became slower or faster.",
 )
 @click.option("--plot", type=path_type, metavar="FILE", help="Draw the roofline: .png, .svg, .pdf.")
+@overwrite_option
 @own_head_option
 @json_option
-def bench(as_json: bool, against: Path | None, plot: Path | None, **options: Any) -> None:
+def bench(
+    as_json: bool, against: Path | None, plot: Path | None, overwrite: bool, **options: Any
+) -> None:
     """Measure this machine, what fastpair does on it, and that its results are right.
 
     Rates stand beside what the machine can do at most, measured in the same run. Every backend is
@@ -173,9 +176,11 @@ def bench(as_json: bool, against: Path | None, plot: Path | None, **options: Any
 
         earlier = read_summary(against)
     if plot is not None:
-        from fastpair.bench_plot import check_plot
+        from fastpair.heat_map import check_plot
 
-        check_plot(plot)
+        given = (against, options["table"])
+        inputs = [path for path in given if path is not None]
+        check_plot(plot, overwrite=overwrite, inputs=inputs)
     with steps() as say:
         summary = measure(say=say, **options)
     if earlier is not None:
