@@ -2,10 +2,12 @@
 
 A run has a folder, OUTPUT.parts, with a file that says what the run is made of. A part is called by
 its range and a digest of that, so that parts of another run are never taken for its own. A worker
-writes a part under a name that nobody else uses, brings it to the disk and renames it; beside it
-stands a note with its checksum and what else is told of it. Who makes a part a second time, after a
-loss or beside a slow worker, replaces it by the same bytes. A part that agrees with its note is
-never made again, in this run or a later one; one that does not is damaged, and is.
+writes a part under a name that nobody else uses and renames it; beside it stands a note with its
+checksum and what else is told of it. Who makes a part a second time, after a loss or beside a slow
+worker, replaces it by the same bytes. A part that agrees with its note is never made again, in this
+run or a later one; one that does not is damaged, and is. So workers do not wait for the disk: what
+a machine loses that goes down is made again. Who has the parts made brings those to the disk that
+an output stands on, before it gets its name.
 
 All that is kept between runs lies in the folder, which every worker must see under the same path.
 """
@@ -29,7 +31,7 @@ from typing import Any, Self
 
 from fastpair.errors import FileError
 from fastpair.journal import refuse_another, refuse_unfinished
-from fastpair.staging import writing
+from fastpair.staging import flush_folder, unflushed, writing
 
 PARTS = ".parts"
 """What is appended to the name of an output for the folder of its parts."""
@@ -79,30 +81,41 @@ class Part:
 
     @contextmanager
     def attempt(self) -> Iterator[Path]:
-        """Give a name to write under that nobody else uses; what is left there is removed."""
+        """Give a name to write under that nobody else uses; what is left there is removed.
+
+        Nothing that is staged within is brought to the disk: see `Part.flush`.
+        """
         place = self.path.with_name(f"_attempt-{uuid.uuid4().hex}-{self.path.name}")
         try:
-            yield place
+            with unflushed():
+                yield place
         finally:
             for left in place.parent.glob(place.name + "*"):
                 left.unlink(missing_ok=True)
 
     def keep(self, attempt: Path, told: Mapping[str, Any]) -> Told:
-        """Give what was written under `attempt` its name, with a note of it; return the note."""
+        """Give what was written under `attempt` its name, with a note of it; return the note.
+
+        Where another attempt came first, its part and note stay and are returned.
+        """
         with writing(self.path):
+            if (first := self.find()) is not None:
+                return first
             with open(attempt, "rb") as file:
                 size, checksum = _checksum(file.fileno())
-                os.fsync(file.fileno())
             note = {**told, "run": self.run, "size": size, "crc32": checksum}
             beside = attempt.with_name(attempt.name + ".json")
             with open(beside, "w", encoding="utf-8") as file:
                 json.dump(note, file)
-                file.flush()
-                os.fsync(file.fileno())
             os.replace(attempt, self.path)
             os.replace(beside, self.note)
-            _flush_folder(self.folder)
         return note
+
+    def flush(self) -> None:
+        """Bring the part to the disk, for an output that stands on it."""
+        self.await_sight()
+        with writing(self.path), open(self.path, "rb") as file:
+            os.fsync(file.fileno())
 
     def find(self) -> Told | None:
         """The note of the part; None where there is none that is whole and of this run."""
@@ -137,14 +150,6 @@ def _checksum(descriptor: int) -> tuple[int, int]:
         checksum = zlib.crc32(block, checksum)
         size += len(block)
     return size, checksum
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def digest_of(facts: Mapping[str, str]) -> str:
@@ -252,6 +257,11 @@ class PartsFolder:
     def part(self, first: int, last: int, suffix: str = ".h5") -> Part:
         """The part of a range."""
         return Part(self.path, self.run, first, last, suffix)
+
+    def flush(self) -> None:
+        """Bring the names of parts to the disk; what is in them `Part.flush` does."""
+        with writing(self.output):
+            flush_folder(self.path)
 
     def keep_only(self, parts: list[Part]) -> None:
         """The output is complete and stands on these parts: remove everything else of ours."""

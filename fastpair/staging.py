@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 
@@ -86,6 +87,22 @@ def check_output(path: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) ->
         raise FileError(f"{path} exists already; choose another name or say --overwrite.")
 
 
+_flushes: ContextVar[bool] = ContextVar("flushes", default=True)
+
+
+@contextmanager
+def unflushed() -> Iterator[None]:
+    """Do not wait for the disk where what is staged within this block is flushed or finished.
+
+    For files that somebody else brings to the disk, or can make again when a machine goes down.
+    """
+    token = _flushes.set(False)
+    try:
+        yield
+    finally:
+        _flushes.reset(token)
+
+
 _exports: set[Path] = set()
 """Staged files of this process that are of no use to a resume."""
 
@@ -117,9 +134,10 @@ class Staging:
         check_output(self.path, overwrite=overwrite)
         if self.partial.is_dir():
             raise FileError(f"{self.partial} is a folder where the output is staged; move it away.")
+        self.durable = _flushes.get()
         with writing(self.path):
             self.descriptor = self._lock()
-        self.flushing = Flushing(self.descriptor)
+        self.flushing = Flushing(self.descriptor if self.durable else None)
 
     def _lock(self) -> int:
         export = self.partial.name.endswith(WRITING)
@@ -162,7 +180,8 @@ class Staging:
 
     def flush(self) -> None:
         """Bring everything that was written so far to the disk."""
-        os.fsync(self.descriptor)
+        if self.durable:
+            os.fsync(self.descriptor)
 
     def finish(self, size: int | None = None) -> None:
         """Bring everything to the disk, give the file its name and lift the lock.
@@ -179,11 +198,8 @@ class Staging:
                     os.ftruncate(self.descriptor, size)  # only now: a crash must not lose the note
                     self.flush()
                 os.replace(self.partial, self.path)
-                folder = os.open(self.path.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+                if self.durable:
+                    flush_folder(self.path.parent)
         except BaseException:
             if self.partial in _exports:
                 self.partial.unlink(missing_ok=True)
@@ -219,15 +235,24 @@ class Staging:
         self.abandon()
 
 
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Flushing:
     """Brings what is written to the disk meanwhile, on another thread: little is left at the end.
 
     Parameters
     ----------
-    descriptor : of the open file.
+    descriptor : of the open file; None: nothing is flushed.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int | None) -> None:
         self._descriptor, self._written = descriptor, 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fastpair-flush")
         self._under_way: Future[None] | None = None
@@ -241,6 +266,8 @@ class Flushing:
             What was flushed before did not reach the disk.
         """
         self._written += count
+        if self._descriptor is None:
+            return
         if self._written < FLUSHED_TOGETHER or (self._under_way and not self._under_way.done()):
             return
         if self._under_way:

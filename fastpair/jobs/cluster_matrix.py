@@ -207,7 +207,7 @@ class _Joining:
         else:
             content = dense_content(target.shape, *told)
         parts = row_parts(self.folder, self._asked, target.shape)
-        self.making.all(parts)
+        self.making.all(parts, self.folder)
         identity = dict(sorted(identity.items()))
         write_virtual(target.path, content, identity, parts, overwrite=target.overwrite)
         self.folder.keep_only(parts)

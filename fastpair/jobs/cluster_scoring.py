@@ -185,14 +185,14 @@ def _bring_together(
     step = SCORE_BLOCK * blocks_a_part(-(-count // SCORE_BLOCK))
     if form.folder:
         parts = cut(folder, count, step, ".parquet")
-        making.all(parts)
+        making.all(parts, folder)
         kept, resumed = making.total("kept"), _found_pairs(making)
         folder.keep_only(parts)
         _name_folder(folder.path, form.output)
         return kept, resumed
     parts = cut(folder, count, step)
     if form.virtual:
-        making.all(parts)
+        making.all(parts, folder)
         content = score_content(count, opened.attributes())
         identity = dict(sorted(making.job.identity.items()))
         write_virtual(form.output, content, identity, parts, overwrite=form.overwrite)

@@ -219,10 +219,11 @@ class Making:
             self.notes.append(note)
             yield number, note
 
-    def all(self, parts: Sequence[Part]) -> None:
-        """Have all parts made."""
-        for _ in self.results(parts):
-            pass
+    def all(self, parts: Sequence[Part], folder: PartsFolder) -> None:
+        """Have all parts made, and bring them to the disk: an output shall stand on them."""
+        for number, _ in self.results(parts):
+            parts[number].flush()
+        folder.flush()
 
     def in_order(self, parts: Sequence[Part]) -> Iterator[Part]:
         """Have parts made; yield them in order, each as soon as those before it are there."""
