@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -73,6 +73,13 @@ class Cluster:
     threads: int | None = None
     memory: int | None = None
     local: bool = False
+
+    @property
+    def workers(self) -> int:
+        """How many there are; 0 if the scheduler is gone."""
+        with suppress(OSError, RuntimeError, TimeoutError):
+            return len(self.client.nthreads())
+        return 0
 
     def results(
         self, task: Task, calls: Sequence[tuple[Any, ...]], told: Callable[[int], str]
@@ -158,11 +165,17 @@ class _Watch:
 
 def check_workers(client: Any) -> None:
     """Refuse workers without this release: they could not even read what they are sent, and end."""
-    # a function of the standard library: every worker has it
-    found = client.run(version, "fastpair", on_error="return")
+    try:
+        # a function of the standard library: every worker has it
+        found = client.run(version, "fastpair", on_error="return")
+    except (OSError, RuntimeError, TimeoutError) as error:
+        raise ClusterError(lost(client)) from error
     for worker, release in found.items():
+        without = isinstance(release, PackageNotFoundError)
+        if not (without or isinstance(release, str)):
+            continue  # it has just been lost: others do its work, or the run tells that none does
         if release != version("fastpair"):
-            has = f"fastpair {release}" if isinstance(release, str) else "no fastpair"
+            has = "no fastpair" if without else f"fastpair {release}"
             raise ClusterError(
                 f"the worker {worker} has {has}, this process fastpair {version('fastpair')}: "
                 "install one release everywhere"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -132,16 +133,57 @@ OWN_PART = re.compile(r"[^/\\\0]+\.parts/part-[0-9]{15}-[0-9]{15}-[0-9a-f]{16}\.
 """What a file that a cluster wrote calls its parts, which lie in the folder beside it."""
 
 
+OTHER_FILES = 64
+"""Files that are open beside the parts of one, about."""
+
+
+def _sources(file: h5py.File) -> set[str]:
+    """The other files that a file reads from, as their paths from its folder."""
+    datasets = [item for item in file.values() if isinstance(item, h5py.Dataset)]
+    virtual = [dataset for dataset in datasets if dataset.is_virtual]
+    return {file_named(source) for dataset in virtual for source in dataset.virtual_sources()}
+
+
+def file_named(source: Any) -> str:
+    """The file of a source of a virtual data set: HDF5 takes a single % for a format."""
+    return str(source.file_name).replace("%%", "%")
+
+
 def _check_parts(file: h5py.File, path: Path) -> None:
-    """Refuse a file whose parts are not all there: HDF5 would give what stands for nothing."""
-    for item in file.values():
-        if isinstance(item, h5py.Dataset) and item.is_virtual:
-            for source in item.virtual_sources():
-                if not (path.parent / source.file_name).exists():
-                    raise FileError(
-                        f"{path} lacks its part {source.file_name}; keep it beside the folder that "
-                        "was written with it, under the same name, or make it again."
-                    )
+    """Refuse a file whose parts HDF5 cannot open: it would give what stands for nothing."""
+    sources = _sources(file)
+    for name in sources:
+        if not (path.parent / name).exists():
+            raise FileError(
+                f"{path} lacks its part {name}; keep it beside the folder that "
+                "was written with it, under the same name, or make it again."
+            )
+    _allow_open(path, len(sources))
+
+
+def _allow_open(path: Path, parts: int) -> None:
+    """Have this process allowed to open all parts of a file at once, as HDF5 does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(os.listdir("/proc/self/fd")) + parts + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise FileError(
+            f"{path} has {parts} parts, which HDF5 holds open together, but this process may open "
+            f"{hard} files at most: raise the limit to {wanted} (`ulimit -n`)."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def parts_of(path: Path) -> set[str]:
+    """Names of the part files that a file stands on; none where it is no such file."""
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return set()
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return {Path(name).name for name in _sources(file)} if "parts" in file.attrs else set()
+    except (OSError, RuntimeError):
+        return set()  # damaged: nothing can be read through it
 
 
 def fastpair_kind(file: h5py.File, path: Path) -> str | None:

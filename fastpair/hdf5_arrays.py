@@ -22,6 +22,7 @@ from fastpair.hdf5 import (
     READING_ERRORS,
     check_readable,
     fastpair_kind,
+    file_named,
     open_hdf5,
     read_text,
 )
@@ -112,7 +113,7 @@ class Hdf5Arrays:
         if settings.get_external_count():
             return self._may_leave(name, "stored in other files")
         if dataset.is_virtual:
-            sources = [(part.file_name, part.dset_name) for part in dataset.virtual_sources()]
+            sources = [(file_named(part), part.dset_name) for part in dataset.virtual_sources()]
             files = {name for name, _ in sources} - {"."}
             if files and not (self.kind and all(self._is_part(*part) for part in sources)):
                 return self._may_leave(name, f"made of other files, such as {min(files)}")

@@ -46,7 +46,7 @@ def write_virtual(
             return
         layout = h5py.VirtualLayout(tuple(shape), dtype)
         for part in parts:
-            source = f"{part.folder.name}/{part.path.name}"
+            source = f"{part.folder.name}/{part.path.name}".replace("%", "%%")  # HDF5 formats it
             rows = (part.last - part.first, *shape[1:])
             layout[part.first : part.last] = h5py.VirtualSource(source, name, rows, dtype)
         missing = np.nan if np.dtype(dtype).kind == "f" else -1

@@ -5,9 +5,12 @@ its range and a digest of that, so that parts of another run are never taken for
 writes a part under a name that nobody else uses and renames it; beside it stands a note with its
 checksum and what else is told of it. Who makes a part a second time, after a loss or beside a slow
 worker, replaces it by the same bytes. A part that agrees with its note is never made again, in this
-run or a later one; one that does not is damaged, and is. So workers do not wait for the disk: what
-a machine loses that goes down is made again. Who has the parts made brings those to the disk that
-an output stands on, before it gets its name.
+run or a later one; one that does not is damaged, and is. So nobody waits for the disk: what is lost
+with a machine that goes down is made again. Only parts that an output will stand on are brought to
+the disk before it gets its name: by the workers, or by who has them made on the same machine.
+
+An output over parts may be replaced by a run whose parts have the same names. Those stay until the
+new one is complete.
 
 All that is kept between runs lies in the folder, which every worker must see under the same path.
 """
@@ -30,8 +33,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from fastpair.errors import FileError
+from fastpair.hdf5 import parts_of
 from fastpair.journal import refuse_another, refuse_unfinished
-from fastpair.staging import flush_folder, unflushed, writing
+from fastpair.staging import check_output, flush_folder, unflushed, writing
 
 PARTS = ".parts"
 """What is appended to the name of an output for the folder of its parts."""
@@ -61,6 +65,7 @@ class Part:
     run : digest of what the run is made of.
     first, last : the range; what it counts is known to who cuts the output.
     suffix : of the file.
+    flushed : whether who makes it brings it to the disk, default False.
     """
 
     folder: Path
@@ -68,6 +73,7 @@ class Part:
     first: int
     last: int
     suffix: str = ".h5"
+    flushed: bool = False
 
     @property
     def path(self) -> Path:
@@ -103,6 +109,8 @@ class Part:
                 return first
             with open(attempt, "rb") as file:
                 size, checksum = _checksum(file.fileno())
+                if self.flushed or self.path.exists():  # an output may stand on that already
+                    os.fsync(file.fileno())
             note = {**told, "run": self.run, "size": size, "crc32": checksum}
             beside = attempt.with_name(attempt.name + ".json")
             with open(beside, "w", encoding="utf-8") as file:
@@ -112,8 +120,10 @@ class Part:
         return note
 
     def flush(self) -> None:
-        """Bring the part to the disk, for an output that stands on it."""
+        """See that the part is on the disk, for an output that stands on it."""
         self.await_sight()
+        if self.flushed:
+            return
         with writing(self.path), open(self.path, "rb") as file:
             os.fsync(file.fileno())
 
@@ -166,10 +176,12 @@ class PartsFolder:
     facts : what the run is made of, by name.
     overwrite : whether unfinished work may be forgotten, default False.
     resume : whether to go on with it, default False.
+    flushed : whether who makes a part brings it to the disk, default False.
 
     Attributes
     ----------
     run : digest of the facts, for the names of parts.
+    standing : names of the parts that the present output stands on.
 
     Raises
     ------
@@ -187,8 +199,10 @@ class PartsFolder:
         *,
         overwrite: bool = False,
         resume: bool = False,
+        flushed: bool = False,
     ) -> None:
-        self.output = output
+        self.output, self.flushed = output, flushed
+        self.standing = parts_of(output)
         self.path = output.absolute().with_name(output.name + PARTS)
         self.facts = {name: str(value) for name, value in sorted(facts.items())}
         self.run = digest_of(self.facts)
@@ -256,7 +270,12 @@ class PartsFolder:
 
     def part(self, first: int, last: int, suffix: str = ".h5") -> Part:
         """The part of a range."""
-        return Part(self.path, self.run, first, last, suffix)
+        return Part(self.path, self.run, first, last, suffix, self.flushed)
+
+    def drop(self, part: Part) -> None:
+        """Remove a part that is not needed any more, unless the present output stands on it."""
+        if part.path.name not in self.standing:
+            part.remove()
 
     def flush(self) -> None:
         """Bring the names of parts to the disk; what is in them `Part.flush` does."""
@@ -265,7 +284,26 @@ class PartsFolder:
 
     def keep_only(self, parts: list[Part]) -> None:
         """The output is complete and stands on these parts: remove everything else of ours."""
-        kept = {part.path.name for part in parts}
+        self._keep({part.path.name for part in parts})
+
+    def give_up(self) -> None:
+        """No resume can go on with this run: remove what the present output does not stand on."""
+        self._keep(self.standing)
+        with suppress(OSError):
+            self.path.rmdir()
+
+    def become(self, output: Path, parts: list[Part], *, overwrite: bool) -> None:
+        """Give the folder, in which the parts are complete, the name of the output."""
+        self.flush()
+        check_output(output, overwrite=overwrite)
+        with writing(output):
+            output.unlink(missing_ok=True)  # a file, which may be replaced
+            os.rename(self.path, output)
+            flush_folder(output.absolute().parent)
+        self.path = output
+        self.keep_only(parts)
+
+    def _keep(self, kept: set[str]) -> None:
         for path in list(self._part_files()):
             if path.name not in kept:
                 path.unlink(missing_ok=True)

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -272,6 +275,19 @@ def test_all_pairs_are_those_of_one_process_byte_for_byte(places, workers, name)
     assert not any(file.endswith(PARTS) for file in files(out))
 
 
+@pytest.mark.parametrize("against", [None, "right.h5"])
+def test_hits_that_are_too_many_to_be_held_are_brought_in_order_by_groups_of_rows(
+    places, workers, monkeypatch, against
+):
+    folder, out = places
+    options = {"threshold": 0.5, "against": against and folder / against}
+    monkeypatch.setattr(cluster_matrix, "HITS_AT_ONCE", 1000)
+    plain = jobs.matrix(folder / "t.h5", out / "plain.h5", **options)
+    assert plain["kept"] > 10_000
+    jobs.matrix(folder / "t.h5", out / "m.h5", **options, cluster=workers, consolidate=True)
+    assert (out / "m.h5").read_bytes() == (out / "plain.h5").read_bytes()
+
+
 @pytest.mark.parametrize("options", [{"top_k": 3}, {"dense": True}])
 def test_best_of_rows_and_dense_matrices_are_files_over_parts(places, workers, options):
     folder, out = places
@@ -491,10 +507,37 @@ def test_inputs_that_differ_on_a_worker_are_refused():
 
 def test_workers_of_another_release_are_refused_before_they_are_sent_anything(workers, monkeypatch):
     distributed.check_workers(workers.client)
-    for found, said in (("99", "fastpair 99"), (LookupError(), "no fastpair")):
+    for found, said in (("99", "fastpair 99"), (PackageNotFoundError("fastpair"), "no fastpair")):
         monkeypatch.setattr(workers.client, "run", lambda *_, found=found, **options: {"a": found})
         with pytest.raises(errors.ClusterError, match=f"the worker a has {said}, this process"):
             list(workers.results(json.loads, [("{}",)], str))
+
+
+def test_a_worker_that_is_lost_while_it_is_asked_is_no_worker_without_fastpair():
+    class Client:
+        found: ClassVar = {"a": errors.FastpairError("lost"), "b": distributed.version("fastpair")}
+
+        def run(self, *words, **options):
+            if isinstance(self.found, Exception):
+                raise self.found
+            return self.found
+
+    client = Client()
+    distributed.check_workers(client)
+    client.found = {"a": PackageNotFoundError("fastpair")}
+    with pytest.raises(errors.ClusterError, match="has no fastpair"):
+        distributed.check_workers(client)
+    client.found, client.scheduler = OSError("closed"), None
+    with pytest.raises(errors.ClusterError, match="is gone"):
+        distributed.check_workers(client)
+
+
+def test_limits_beside_workers_that_have_their_own_are_refused(places, workers):
+    folder, out = places
+    for limit in ({"threads": 1}, {"memory": "1GiB"}):
+        with pytest.raises(errors.ArgumentError, match="where they are started"):
+            jobs.score(folder / "t.h5", folder / "p.h5", out / "s.h5", cluster=workers, **limit)
+    assert files(out) == []
 
 
 def test_a_failure_that_is_none_of_ours_names_its_range(workers):
@@ -568,6 +611,139 @@ def test_what_an_attempt_leaves_is_removed(places):
         left.write_text("of a worker that was killed")
     with PartsFolder(out / "s.h5", {"a": "b"}, resume=True) as folder:
         assert files(folder.path) == sorted(["_run.json", part.path.name, part.note.name])
+
+
+# --- what is there already ------------------------------------------------------------------------
+
+
+def scores_of(path):
+    with h5py.File(path) as file:
+        return file["score"][:]
+
+
+def test_a_run_that_fails_leaves_the_output_over_parts_as_it_was(places, workers):
+    folder, out = places
+    jobs.score(folder / "t.h5", folder / "p.h5", out / "s.h5", cluster=workers)
+    before, parts = scores_of(out / "s.h5"), files(out / "s.h5.parts")
+    with h5py.File(out / "wrong.h5", "w") as file:
+        file["pairs"] = np.full((3 * SCORE_BLOCK, 2), ENTITIES, np.int32)
+    with pytest.raises(errors.DataError):
+        jobs.score(folder / "t.h5", out / "wrong.h5", out / "s.h5", cluster=workers, overwrite=True)
+    assert files(out / "s.h5.parts") == parts
+    assert jobs.info(out / "s.h5", verify=True)["whole"] is True
+    np.testing.assert_array_equal(scores_of(out / "s.h5"), before)
+
+
+def test_a_run_that_is_stopped_leaves_the_output_over_the_same_parts(places, workers):
+    folder, out = places
+    jobs.score(folder / "t.h5", folder / "p.h5", out / "s.h5", cluster=workers)
+    before = scores_of(out / "s.h5")
+    output = interrupted(workers, places, overwrite=True, consolidate=True)
+    assert jobs.info(output, verify=True)["whole"] is True
+    np.testing.assert_array_equal(scores_of(output), before)
+    inputs = folder / "t.h5", folder / "p.h5"
+    jobs.score(*inputs, output, cluster=workers, overwrite=True, resume=True, consolidate=True)
+    np.testing.assert_array_equal(scores_of(output), before)
+    assert files(out) == ["s.h5"]
+
+
+def test_a_finished_run_leaves_nothing_of_unfinished_ones(places, workers):
+    folder, out = places
+    inputs = folder / "t.h5", folder / "p.h5"
+    with pytest.raises(Stopped):
+        jobs.score(*inputs, out / "s.h5", progress=stop_at_once)
+    (out / "s.h5.buckets").write_bytes(b"of a run by blocks")
+    jobs.score(*inputs, out / "s.h5", cluster=workers, overwrite=True)
+    assert files(out) == ["s.h5", "s.h5.parts"]
+
+
+def stop_at_once(pairs):
+    if pairs:
+        raise Stopped
+
+
+def test_parquet_does_not_replace_what_came_under_its_name_meanwhile(places, workers):
+    folder, out = places
+    inputs = folder / "t.h5", folder / "p.h5"
+
+    def occupy(pairs):
+        (out / "s.parquet").write_text("of somebody else")
+
+    with pytest.raises(errors.FileError, match="exists already"):
+        jobs.score(*inputs, out / "s.parquet", cluster=workers, progress=occupy)
+    assert (out / "s.parquet").read_text() == "of somebody else"
+    (out / "s.parquet").unlink()
+    found = jobs.score(*inputs, out / "s.parquet", cluster=workers, resume=True)
+    assert found["resumed_from"] == PAIRS
+
+
+def test_names_that_hdf5_takes_for_formats_are_names(places, workers):
+    folder, out = places
+    for name in ("50%.h5", "a%%b.h5", "%d.h5"):
+        jobs.score(folder / "t.h5", folder / "p.h5", out / name, cluster=workers)
+        assert jobs.info(out / name, verify=True)["whole"] is True
+
+
+def test_who_makes_a_part_brings_it_to_the_disk_where_an_output_stands_on_it(places, monkeypatch):
+    _, out = places
+    flushed = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+
+    def kept(part):
+        flushed.clear()
+        with part.attempt() as attempt:
+            attempt.write_text("whole")
+            part.keep(attempt, {})
+        return len(flushed)
+
+    with PartsFolder(out / "s.h5", {}) as folder:
+        part = folder.part(0, 1)
+        assert kept(part) == 0
+        part.flush()
+        assert len(flushed) == 1
+        assert kept(part) == 0  # the one that came first stays
+        part.note.unlink()  # as when a run is complete, and a slow worker is not
+        assert kept(part) == 1
+    with PartsFolder(out / "r.h5", {}, flushed=True) as folder:
+        assert kept(folder.part(0, 1)) == 1
+
+
+def test_outputs_over_parts_have_few_of_them():
+    for blocks in (1, 100, 10_000, 10**6):
+        assert -(-blocks // cluster_scoring.blocks_a_part(blocks)) <= on_cluster.MOST_PARTS
+    folder = types.SimpleNamespace(part=lambda first, last, suffix: (first, last))
+    for form in ({"form": "top-k", "top_k": 10}, {"form": "dense"}):
+        for rows in (10, 10**5, 10**7):
+            parts = cluster_matrix.row_parts(folder, form, (rows, rows))
+            assert len(parts) <= on_cluster.MOST_PARTS
+            assert parts[-1][1] == rows
+
+
+OPENS = """
+import resource, sys
+from fastpair.hdf5 import open_hdf5
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, int(sys.argv[2])))
+with open_hdf5(sys.argv[1]) as file:
+    assert (file["score"][:] == 1).all(), file["score"][:]
+"""
+
+
+def test_a_file_over_more_parts_than_may_be_open_is_read_or_refused(tmp_path):
+    (tmp_path / "s.h5.parts").mkdir()
+    layout = h5py.VirtualLayout((80,), "<f4")
+    for number in range(80):
+        name = f"s.h5.parts/part-{number:015d}-{number + 1:015d}-{'0' * 16}.h5"
+        with h5py.File(tmp_path / name, "w") as file:
+            file["score"] = np.ones(1, np.float32)
+        layout[number] = h5py.VirtualSource(name, "score", (1,))[0]
+    with h5py.File(tmp_path / "s.h5", "w", libver="latest") as file:
+        file.attrs.update({"fastpair_kind": "scores", "parts": 80})
+        file.create_virtual_dataset("score", layout, fillvalue=np.nan)
+    for most, refused in (("4096", False), ("60", True)):
+        words = [sys.executable, "-c", OPENS, str(tmp_path / "s.h5"), most]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert (done.returncode != 0) == refused, done.stderr
+        assert ("has 80 parts, which HDF5 holds open together" in done.stderr) == refused
 
 
 # --- processes that die ---------------------------------------------------------------------------

@@ -225,7 +225,10 @@ def on_cluster(options: dict[str, Any]) -> Any:
         return nullcontext()
     from fastpair.distributed import connected
 
-    shared = {name: options.get(name) for name in ("threads", "memory")}
+    shared: dict[str, Any] = {}
+    if workers is not None:  # they share what is allowed; those of a scheduler have it each
+        shared = {name: options[name] for name in ("threads", "memory") if name in options}
+        options.update(dict.fromkeys(shared))
     return connected(scheduler, workers, device=options.get("device", "auto"), **shared)
 
 

@@ -21,9 +21,9 @@ from fastpair.jobs.inputs import (
     LINKS_BY_DEVICE,
     Count,
     Summary,
+    content_digest,
     device_bytes,
     digest_of_kernels,
-    file_fingerprint,
     ignore,
     table_sizes,
 )
@@ -233,7 +233,7 @@ def identity_of(
         return identity
     columns = sorted((name, value) for name, value in read.items() if name != "reading")
     return {
-        "exclude": file_fingerprint(exclude),
+        "exclude": content_digest(exclude),
         "reading of exclude": f"{columns}, {read['reading']}",
         **identity,
     }

@@ -101,7 +101,7 @@ def project_on_cluster(
             making = Making(cluster, job, fold_part, "rows", progress)
             _write(making, parts, similarity, asked, source, folder, made_from, output, overwrite)
         except DataError:
-            parts_folder.remove()
+            parts_folder.give_up()
             raise
         finally:
             Making(cluster, job, fold_part, "rows", progress).forget()

@@ -27,10 +27,12 @@ from fastpair.device import pick
 from fastpair.distributed import as_cluster
 from fastpair.errors import ArgumentError, DataError, MemoryBudgetError
 from fastpair.files import Table
+from fastpair.hdf5 import open_hdf5
 from fastpair.isolation import PairsWithoutIsolated, pack_rows
 from fastpair.jobs.all_pairs import NETWORK_NOTE, all_pairs_on, attributes_of, identity_of
 from fastpair.jobs.inputs import Count, Summary, device_bytes, ignore, load_tables
 from fastpair.jobs.on_cluster import (
+    MOST_PARTS,
     Job,
     Making,
     check_matrix_products,
@@ -65,6 +67,10 @@ LEAST_SQUARE, MOST_SQUARE, SQUARES = 1 << 10, 1 << 15, 8
 HITS = [Column("rows", "<i8"), Column("indices", "<i8"), Column("data", "<f4")]
 """What a part of a threshold holds."""
 
+HITS_AT_ONCE = 1 << 22
+"""Hits that a worker holds to store them, and that are held, three times, to bring them in order,
+unless a single row has more."""
+
 
 def matrix_on_cluster(
     given: Any,
@@ -94,15 +100,19 @@ def matrix_on_cluster(
     walked = target.shape[0] * target.shape[1]
     if expect is not None:
         expect(walked * (2 if form == "histogram" else 1))
+    virtual = not consolidate and _may_be_virtual(target, left, right)
+    if virtual:
+        refuse_partial(target.path, overwrite)
     limits |= {"more": {"products": matrix_products()} if left.plan.network is not None else {}}
     facts = {"software": software(), **target.identity, **_numbers(asked)}
-    with PartsFolder(output, facts, overwrite=overwrite, resume=resume) as folder:
+    again = {"overwrite": overwrite, "resume": resume}
+    with PartsFolder(output, facts, flushed=virtual and not cluster.local, **again) as folder:
         job = job_for(cluster, asked, target.identity, run=folder.run, device=kind, **limits)
         joining = _Joining(Making(cluster, job, matrix_part, "rows", progress), folder, target)
         try:
-            found = joining.run(left, right, consolidate)
+            found = joining.virtual() if virtual else joining.consolidated(left, right)
         except DataError:
-            folder.remove()
+            folder.give_up()
             raise
         finally:
             joining.making.forget()
@@ -114,7 +124,7 @@ def matrix_on_cluster(
         **found,
         "seconds": seconds,
         "pairs_per_second": rest / max(seconds, 1e-9),
-        "workers": len(cluster.client.nthreads()),
+        "workers": cluster.workers,
         "parts": len(joining.making.notes),
         "device": kind,
         "device_note": "",
@@ -156,10 +166,16 @@ def _numbers(asked: Summary) -> dict[str, str]:
     return {name: repr(asked[name]) for name in ("form", *numbers.get(asked["form"], ()))}
 
 
-def rows_a_part(rows: int, columns: int, together: int = 1) -> int:
-    """Left rows of a part, a multiple of `together`."""
-    wanted = min(max(LEAST_ROWS, PAIRS_A_PART // max(1, columns)), -(-rows // FEW_PARTS))
-    return max(1, -(-wanted // together)) * together
+def _may_be_virtual(target: MatrixOutput, left: Table, right: Table | None) -> bool:
+    """Whether an output can be a file over parts."""
+    finite = left.isolated is None and (right or left).isolated is None
+    plain = target.path.suffix.lower() in HDF5 and target.compression is None
+    return target.form in ("top-k", "dense") and plain and finite
+
+
+def rows_a_part(rows: int, columns: int) -> int:
+    """Left rows of a part, where nothing else decides."""
+    return max(1, min(max(LEAST_ROWS, PAIRS_A_PART // max(1, columns)), -(-rows // FEW_PARTS)))
 
 
 class _Joining:
@@ -185,16 +201,6 @@ class _Joining:
     @property
     def _asked(self) -> Summary:
         return self.making.job.asked
-
-    def run(self, left: Table, right: Table | None, consolidate: bool) -> Summary:
-        """Make the output, as a file over parts where it may be one."""
-        target = self.target
-        finite = left.isolated is None and (right or left).isolated is None
-        plain = target.path.suffix.lower() in HDF5 and target.compression is None
-        if target.form in ("top-k", "dense") and plain and finite and not consolidate:
-            refuse_partial(target.path, target.overwrite)
-            return self.virtual()
-        return self.consolidated(left, right)
 
     def virtual(self) -> Summary:
         """Write HDF5 over the parts of a top-k or a dense matrix."""
@@ -266,14 +272,15 @@ class _Joining:
 
 def row_parts(folder: PartsFolder, asked: Summary, shape: tuple[int, int]) -> list[Part]:
     """The parts of a top-k, a dense or a two-table threshold matrix, of whole blocks."""
-    step = rows_a_part(*shape)
+    wanted, together, least = rows_a_part(*shape), 1, -(-shape[0] // MOST_PARTS)
     if asked["form"] == "top-k":
-        step = rows_a_part(*shape, top_k_content((1, asked["top_k"])).block_rows)
+        wanted = max(wanted, least)
+        together = top_k_content((1, asked["top_k"])).block_rows
     elif asked["form"] == "dense":
         fitting = max(1, DENSE_BYTES // max(1, 4 * shape[1]))
+        wanted = max(min(fitting, -(-shape[0] // FEW_PARTS)), least)
         together = dense_content((1, shape[1])).block_rows
-        step = max(1, -(-min(fitting, -(-shape[0] // FEW_PARTS)) // together)) * together
-    return cut(folder, shape[0], step)
+    return cut(folder, shape[0], max(1, -(-wanted // together)) * together)
 
 
 class PairsOfParts:
@@ -314,7 +321,7 @@ class PairsOfParts:
                 if row > self.start:
                     skipped = max(0, self.start - begin)
                     yield begin + skipped, [array[skipped:] for array in arrays]
-            part.remove()
+            self.folder.drop(part)
 
     def top_k(self, k: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield the k best of each left row, as `fastpair.matrix.AllPairs.top_k`."""
@@ -333,8 +340,8 @@ class PairsOfParts:
             return
         parts = row_parts(self.folder, self.making.job.asked, self.shape)
         for part in self.making.in_order([part for part in parts if part.last > self.start]):
-            yield self._by_row([self._hits(part)], part.first, part.last)
-            part.remove()
+            yield from self._by_row([(part, False)], part.first, part.last)
+            self.folder.drop(part)
 
     def _above_squares(self) -> Iterator[Any]:
         """The same of one table: a row's pairs lie in the squares of its block, either way."""
@@ -349,33 +356,38 @@ class PairsOfParts:
             last = squares.number(block, squares.blocks - 1)
             while there < last:
                 there = next(coming).first
-            hits = []
-            for other in range(squares.blocks):
-                part = made[squares.number(min(block, other), max(block, other))]
-                lower, upper, scores = self._hits(part)
-                if other < block:  # found as (other, block): the same pairs the other way round
-                    lower, upper = upper, lower
-                hits.append((lower, upper, scores))
-            yield self._by_row(hits, *squares.rows(block))
+            across = [  # those before this block were found as (other, block): the same pairs
+                (made[squares.number(min(block, other), max(block, other))], other < block)
+                for other in range(squares.blocks)
+            ]
+            yield from self._by_row(across, *squares.rows(block))
         for _ in coming:
             pass
 
-    def _hits(self, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows, columns and scores of the hits of a part."""
-        names = [column.name for column in HITS]
-        parts = [[np.empty(0, column.dtype) for column in HITS]]
-        parts += self.making.blocks(part, names)
-        rows, columns, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return rows, columns, scores
+    def _by_row(self, parts: list[tuple[Part, bool]], first: int, last: int) -> Iterator[Any]:
+        """Yield the hits of rows in their order, from `start` on, as many rows as may be held.
 
-    def _by_row(self, hits: list[Any], first: int, last: int) -> Any:
-        """Hits of rows in their order, those before `start` left out."""
+        Parts are read once for each group of rows; those with True have rows and columns the other
+        way round.
+        """
         from fastpair.matrix import pairs_by_row
 
-        counts, indices, scores = pairs_by_row(hits, first, last - first)
-        skipped = max(0, self.start - first)
-        at = int(counts[:skipped].sum())
-        return first + skipped, counts[skipped:], indices[at:], scores[at:]
+        first = max(first, self.start)
+        groups = max(1, -(-sum(_hits_in(part) for part, _ in parts) // HITS_AT_ONCE))
+        step = max(1, -(-(last - first) // groups))
+        for begin in range(first, last, step):
+            end = min(begin + step, last)
+            hits = [hits for part, turned in parts for hits in self._hits(part, turned, begin, end)]
+            hits.append((np.empty(0, "<i8"), np.empty(0, "<i8"), np.empty(0, "<f4")))
+            yield begin, *pairs_by_row(hits, begin, end - begin)
+
+    def _hits(self, part: Part, turned: bool, begin: int, end: int) -> Iterator[Any]:
+        """Yield rows, columns and scores of the hits of some rows in a part."""
+        for rows, columns, scores in self.making.blocks(part, [column.name for column in HITS]):
+            if turned:
+                rows, columns = columns, rows
+            wanted = (rows >= begin) & (rows < end)
+            yield rows[wanted], columns[wanted], scores[wanted]
 
 
 class Squares:
@@ -574,14 +586,32 @@ class _Walking:
             (first, last), (low, high) = map(squares.rows, squares.place(part.first))
             others = None if first == low else self.left[low:high]
             walk = self.walk(self.left[first:last], others, self.room)
-        found = [
-            (first + begin + np.repeat(np.arange(len(counts)), counts), indices + low, scores)
-            for begin, counts, indices, scores in walk.above(self.job.asked["threshold"])
-        ]
-        hits = sum(len(rows) for rows, _, _ in found)
-        content = Content("matrix", hits, HITS, fitting_rows(HITS), {"form": "hits"})
-        write_rows(attempt, content, identity, found)
+        with open(attempt.with_name(attempt.name + ".hits"), "w+b") as found:
+            for begin, counts, indices, scores in walk.above(self.job.asked["threshold"]):
+                hits = np.empty(len(scores), _HIT)
+                hits["rows"] = first + begin + np.repeat(np.arange(len(counts)), counts)
+                hits["indices"], hits["data"] = indices + low, scores
+                hits.tofile(found)
+            count = found.tell() // _HIT.itemsize
+            found.seek(0)
+            content = Content("matrix", count, HITS, fitting_rows(HITS), {"form": "hits"})
+            write_rows(attempt, content, identity, _read_hits(found))
         return walk.scan
+
+
+_HIT = np.dtype([(column.name, column.dtype) for column in HITS])
+
+
+def _read_hits(file: Any) -> Iterator[list[np.ndarray]]:
+    """Yield the columns of hits in a file, some at a time."""
+    while len(hits := np.fromfile(file, _HIT, HITS_AT_ONCE)):
+        yield [np.ascontiguousarray(hits[column.name]) for column in HITS]
+
+
+def _hits_in(part: Part) -> int:
+    part.await_sight()
+    with open_hdf5(part.path) as file:
+        return len(file["rows"])
 
 
 def _told_of(asked: Summary, left: Table, right: Table | None, room: int) -> Told:

@@ -9,7 +9,6 @@ with what the other left.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,11 +24,13 @@ from fastpair.distributed import as_cluster
 from fastpair.errors import DataError
 from fastpair.jobs.inputs import Count, Summary, device_bytes, file_time, prepare_kernels
 from fastpair.jobs.on_cluster import (
+    MOST_PARTS,
     GoingOn,
     Job,
     Making,
     check_matrix_products,
     cut,
+    forget_unfinished,
     found_or_made,
     job_for,
     kind_of_device,
@@ -53,9 +54,8 @@ from fastpair.listing import export_format, write_scored_pairs
 from fastpair.pairs import PairBlock
 from fastpair.parts import Part, PartsFolder, Told
 from fastpair.results import SCORE_BLOCK, ScoreFile
-from fastpair.staging import writing
 
-FEW_PARTS, MANY_PARTS, MOST_BLOCKS = 16, 2048, 8
+FEW_PARTS, MANY_PARTS, MOST_BLOCKS = 16, MOST_PARTS, 8
 """A job has at least so many parts where it has the blocks, parts are of at most so many blocks,
 and there are at most so many parts, whatever that makes of their size."""
 
@@ -128,17 +128,19 @@ def score_on_cluster(
     more: Summary = {"listed": form.folder, "min_score": min_score}
     if opened.left.plan.network is not None:
         more["products"] = matrix_products()
-    with PartsFolder(output, facts, **form.again) as folder:
+    stands = (form.virtual or form.folder) and not cluster.local
+    with PartsFolder(output, facts, flushed=stands, **form.again) as folder:
         limits |= {"run": folder.run, "device": kind, "more": more}
         job = job_for(cluster, asked, identity, **limits)
         making = Making(cluster, job, score_part, "pairs", progress)
         try:
             kept, resumed = _bring_together(making, folder, opened, form, watched)
         except DataError:
-            folder.remove()  # no resume can mend the pair file
+            folder.give_up()  # no resume can mend the pair file
             raise
         finally:
             making.forget()
+    forget_unfinished(output)
     seconds = time.perf_counter() - begun
     return {
         "output": str(output),
@@ -149,7 +151,7 @@ def score_on_cluster(
         "scoring_seconds": seconds,
         "pairs_per_second": (count - resumed) / max(seconds, 1e-9),
         "threads": making.job.own_threads,
-        "workers": len(cluster.client.nthreads()),
+        "workers": cluster.workers,
         "parts": len(making.notes),
         "device": kind,
         "device_note": "",
@@ -187,8 +189,7 @@ def _bring_together(
         parts = cut(folder, count, step, ".parquet")
         making.all(parts, folder)
         kept, resumed = making.total("kept"), _found_pairs(making)
-        folder.keep_only(parts)
-        _name_folder(folder.path, form.output)
+        folder.become(form.output, parts, overwrite=form.overwrite)
         return kept, resumed
     parts = cut(folder, count, step)
     if form.virtual:
@@ -208,7 +209,7 @@ def _bring_together(
     ) as file:
         done = int(file.done.sum()) * SCORE_BLOCK
         try:
-            _fill(file, making, parts)
+            _fill(file, making, folder, parts)
         except DataError:
             file.discard()
             raise
@@ -227,7 +228,7 @@ def _found_pairs(making: Making) -> int:
     return sum(int(note["pairs"]) for note in making.notes if note.get("found"))
 
 
-def _fill(file: ScoreFile, making: Making, parts: list[Part]) -> None:
+def _fill(file: ScoreFile, making: Making, folder: PartsFolder, parts: list[Part]) -> None:
     """Bring the blocks that are not done into a file; parts go as they come."""
     wanted = []
     for part in parts:
@@ -241,7 +242,7 @@ def _fill(file: ScoreFile, making: Making, parts: list[Part]) -> None:
         for number, (scores,) in enumerate(making.blocks(part, ["score"]), first):
             if not file.done[number]:
                 file.write_block(number, scores)
-        part.remove()
+        folder.drop(part)
 
 
 def _finish(file: ScoreFile, opened: Opened, form: _Asked) -> int:
@@ -256,13 +257,6 @@ def _finish(file: ScoreFile, opened: Opened, form: _Asked) -> int:
         (opened.left.count, opened.both.count),
     )
     return finishing.hdf5() if export_format(form.output) is None else finishing.listed()
-
-
-def _name_folder(parts: Path, output: Path) -> None:
-    """Give the folder of a complete output its name."""
-    with writing(output):
-        output.unlink(missing_ok=True)  # a file, which may be replaced: a folder was refused
-        os.rename(parts, output)
 
 
 # --- what runs in a worker ------------------------------------------------------------------------

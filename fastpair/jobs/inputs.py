@@ -202,6 +202,12 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+def content_digest(path: Path) -> str:
+    """A digest of all bytes of a file, for inputs that are held whole anyway."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_time(path: Path) -> str:
     """When a file was last changed: what its fingerprint does not see."""
     return str(Path(path).stat().st_mtime_ns)

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fastpair.buckets import discard_buckets
 from fastpair.distributed import Cluster, own_device, own_share
 from fastpair.errors import ArgumentError, FileError, MismatchError
 from fastpair.jobs.inputs import Count, Summary, digest_of_kernels
@@ -34,6 +35,10 @@ _Run = TypeVar("_Run")
 MADE_AGAIN = 2
 """How often a part is made again that is damaged when it is read."""
 
+
+MOST_PARTS = 400
+"""Parts of an output over parts at most: HDF5 holds all of them open, and systems let a process
+open 1024 files unless they are told otherwise."""
 
 TOLD_WITHIN = 5.0
 """Seconds that workers are given to hear that a run has ended."""
@@ -100,9 +105,19 @@ Work = Callable[[Job, Part], Told]
 
 
 def job_for(cluster: Cluster, asked: Summary, identity: Mapping[str, str], **given: Any) -> Job:
-    """Return a job; `given` holds `run`, `threads`, `memory`, `device`, `device_memory`, `more`."""
+    """Return a job; `given` holds `run`, `threads`, `memory`, `device`, `device_memory`, `more`.
+
+    Raises
+    ------
+    ArgumentError : `threads` or `memory` is given, but workers were started with their own.
+    """
     for name in ("threads", "memory"):
         own = getattr(cluster, name)
+        if own is not None and given[name] is not None:
+            raise ArgumentError(
+                f"{name} is {given[name]!r}, but the workers were started with {own} for each: "
+                f"give {name} where they are started"
+            )
         given[name] = given[name] if own is None else own
     return Job(asked, dict(identity), software(), **given)
 
@@ -168,6 +183,12 @@ def refuse_partial(output: Path, overwrite: bool) -> None:
             f"{partial} holds unfinished work for {output}; say --resume with --consolidate to go "
             "on with it or --overwrite to begin again."
         )
+
+
+def forget_unfinished(output: Path) -> None:
+    """Remove what other runs left unfinished of an output that is complete now."""
+    output.with_name(output.name + PARTIAL).unlink(missing_ok=True)
+    discard_buckets(output)
 
 
 def cut(folder: PartsFolder, count: int, step: int, suffix: str = ".h5") -> list[Part]:
