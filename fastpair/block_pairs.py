@@ -115,8 +115,15 @@ class BlockPairs:
         for own in passes:
             meetings = self._meetings(own, form)
             total += sum(m.stop - m.start for m in meetings if not m.itself)
-        shared = 2 * len(self._right) if self._needs_shared(form) else 0  # sides are packed twice
-        return total * (2 if form == "histogram" else 1) + shared // 2
+        total *= 2 if form == "histogram" else 1
+        if self._needs_shared(form):
+            total += len(self._right)
+        return total + self._read_to_be_checked()
+
+    def _read_to_be_checked(self) -> int:
+        """Rows that are read once more because blocks and chunks are no whole checked pieces."""
+        sides = ((self._left, self._held), (self._right, self._chunk))
+        return sum(len(rows) for rows, size in sides if size % getattr(rows, "step", 1))
 
     def shape(self, form: str, k: int = 0) -> dict[str, int]:
         """Return how many blocks there are, and into how many chunks the right rows are cut."""

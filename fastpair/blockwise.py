@@ -11,6 +11,7 @@ unknown has no bucket. A resume does no round, no bucket and no block again that
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,16 @@ class BlockPlan:
         }
 
 
+_COUNTED = 24
+"""Bytes for what a round has in a bucket: how many pairs, where they stand, and a copy."""
+
+
+def _greater_root(a: int, b: int, c: int) -> int:
+    """Return the greatest whole x with a x + c / x <= b, 0 if there is none."""
+    under = b * b - 4 * a * c
+    return (b + math.isqrt(under)) // (2 * a) if b > 0 and under >= 0 else 0
+
+
 class BlockwiseScorer:
     """Scores pairs of tables whose rows stay in their files.
 
@@ -136,14 +147,17 @@ class BlockwiseScorer:
         cut = cut_tables(counts, left.shape[1], steps, self._row_memory(source))
         pair_bytes = 2 + 8 + cut.record_bytes
         room = self.memory - self._reading(source, block)
-        blocks = room // (block * pair_bytes + 8 * cut.buckets)
+        most = max(1, -(-(source.count - first) // block))
+        a_block, counts_of_all = block * pair_bytes + 8 * cut.buckets, _COUNTED * cut.buckets * most
+        # as many blocks a round as there is room for, with what all rounds count in each bucket
+        least = a_block + counts_of_all if most == 1 else 2 * math.isqrt(a_block * counts_of_all)
+        blocks = _greater_root(a_block, room, counts_of_all)
         if blocks < 1:
             raise MemoryBudgetError(
-                f"sorting pairs needs at least {self.memory - room + block * pair_bytes} bytes, "
+                f"sorting pairs needs at least {self.memory - room + max(least, a_block)} bytes, "
                 f"but --memory leaves {self.memory}: allow more"
             )
-        most = -(-(source.count - first) // block)
-        rounds = Rounds(first, source.count, block * max(1, min(blocks, most)))
+        rounds = Rounds(first, source.count, block * min(blocks, most))
         return BlockPlan(cut, rounds, source.path.stat().st_size)
 
     def _row_memory(self, source: PairSource) -> int:
@@ -162,6 +176,7 @@ class BlockwiseScorer:
         cut, rounds = plan.cut, plan.rounds
         rows = (cut.held_rows + 2 * cut.chunk_rows) * cut.row_bytes
         sorting = rounds.round_pairs * (2 + 8 + cut.record_bytes)
+        sorting += _COUNTED * cut.buckets * rounds.rounds
         return (
             rows <= self._row_memory(source)
             and sorting + self._reading(source, block) <= self.memory

@@ -1,5 +1,7 @@
 """Rows of a table that stay in their file: read in order, in large pieces, into given memory.
 
+Before any row of a piece is used the whole piece is compared with its checksum, once.
+
 Where the system can, they go past its page cache: a table that does not fit into memory is gone
 from there before it is read again, and would only drive out what is of use.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,9 +19,9 @@ import h5py
 import numpy as np
 
 from fastpair.errors import FileError
-from fastpair.files import load_rows, read_unknown
+from fastpair.files import page_aligned, read_unknown
 from fastpair.folding import common_scales
-from fastpair.hdf5 import PAGE, open_hdf5, reading
+from fastpair.hdf5 import PAGE, WRITTEN, open_hdf5, reading
 from fastpair.kernels import Plan, aligned_empty
 from fastpair.staging import read_at
 
@@ -30,7 +33,7 @@ READERS = 4
 
 
 class StoredRows:
-    """The rows of a table, read part by part; what is read first is compared with its checksum.
+    """The rows of a table, read part by part.
 
     The file is closed when nobody has them any more.
 
@@ -44,7 +47,8 @@ class StoredRows:
     Attributes
     ----------
     shape : (rows, row_bytes), as of an array.
-    step : rows that are checked together; parts should begin at a multiple of it.
+    step : rows that are checked together; parts should begin at a multiple of it, or the pieces at
+        their ends are read twice the first time.
     bytes_read : bytes of rows that were read so far.
     """
 
@@ -72,13 +76,14 @@ class StoredRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def load(self, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+    def load(self, start: int, stop: int, out: np.ndarray, *, checked: bool = True) -> np.ndarray:
         """Read rows `start` to `stop` into the beginning of `out`; return that part of it.
 
         Parameters
         ----------
-        start, stop : row numbers; whole pieces of `step` rows are compared with their checksums.
+        start, stop : row numbers.
         out : (at least stop - start, row_bytes) uint8, C-contiguous.
+        checked : False leaves out the comparison, for samples of rows that are read again.
 
         Raises
         ------
@@ -88,7 +93,7 @@ class StoredRows:
         stored = rows[: max(0, min(stop, self._count) - start)]
         if len(stored):
             with reading(self.path):
-                self._read(start, stored)
+                self._read(start, stored, checked)
         if stop > self._count:
             rows[len(stored) :] = self._last.view(np.uint8).reshape(-1, self.shape[1])
         if self.plan != self._own_plan:
@@ -103,46 +108,52 @@ class StoredRows:
         """Return the rows of these numbers (m,), which rise, as if there were no others."""
         return SomeRows(self, numbers)
 
-    def _read(self, start: int, rows: np.ndarray) -> None:
-        if self._file is not None:
-            self._file["rows"].read_direct(
-                rows.reshape(-1).view(self._file["rows"].dtype),
-                np.s_[start : start + len(rows)],
-            )
-            self._count_bytes(rows.nbytes)
-            return
+    def _read(self, start: int, rows: np.ndarray, checked: bool) -> None:
         stop = start + len(rows)
         firsts = [start, *range(-(-(start + 1) // self.step) * self.step, stop, self.step)]
         pieces = [range(a, min(b, stop)) for a, b in zip(firsts, [*firsts[1:], stop], strict=True)]
 
         def read(piece: range) -> None:
-            self._read_piece(piece, rows[piece.start - start : piece.stop - start])
+            self._read_piece(piece, rows[piece.start - start : piece.stop - start], checked)
 
-        if len(pieces) == 1:
-            read(pieces[0])
+        if len(pieces) == 1 or self._file is not None:
+            for piece in pieces:
+                read(piece)
             return
         for _ in self._pool.map(read, pieces):
             pass
 
-    def _read_piece(self, piece: range, rows: np.ndarray) -> None:
-        """Read rows of one checked piece; compare them, if they are all of it, the first time."""
+    def _read_piece(self, piece: range, rows: np.ndarray, checked: bool) -> None:
+        """Read rows of one piece, and the first time all of it, to compare it."""
         number = piece.start // self.step
-        whole = piece.start == number * self.step and (
-            len(piece) == self.step or piece.stop == self._count
-        )
+        if self._checked[number] or not checked:
+            self._fetch(piece, rows)
+            return
+        whole = range(number * self.step, min((number + 1) * self.step, self._count))
+        own = rows if whole == piece else page_aligned((len(whole), self.shape[1]))
+        self._fetch(whole, own)
+        if WRITTEN | zlib.crc32(own.data) != int(self._sums[number]):
+            raise FileError(
+                f"{self.path} cannot be read: its rows do not agree with their checksums; "
+                "make or fetch it again."
+            )
+        self._checked[number] = True
+        if own is not rows:
+            rows[:] = own[piece.start - whole.start : piece.stop - whole.start]
+
+    def _fetch(self, piece: range, rows: np.ndarray) -> None:
+        """Read rows as they are on the disk."""
+        self._count_bytes(rows.nbytes)
+        if self._file is not None:
+            dataset = self._file["rows"]
+            dataset.read_direct(
+                rows.reshape(-1).view(dataset.dtype), np.s_[piece.start : piece.stop]
+            )
+            return
         place = self._offset + piece.start * self.shape[1]
         aligned = not (place | rows.nbytes | rows.ctypes.data) % PAGE
         descriptor = self._direct if aligned and self._direct >= 0 else self._descriptor
-        if whole and not self._checked[number]:
-            if load_rows(rows, piece, descriptor, self._offset) != int(self._sums[number]):
-                raise FileError(
-                    f"{self.path} cannot be read: its rows do not agree with their checksums; "
-                    "make or fetch it again."
-                )
-            self._checked[number] = True
-        else:
-            read_at(descriptor, rows, place)
-        self._count_bytes(rows.nbytes)
+        read_at(descriptor, rows, place)
 
     def _count_bytes(self, count: int) -> None:
         with self._lock:
@@ -165,7 +176,7 @@ class SomeRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def load(self, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+    def load(self, start: int, stop: int, out: np.ndarray, *, checked: bool = True) -> np.ndarray:
         """Read rows `start` to `stop` of these into the beginning of `out`, as `StoredRows`."""
         step, done = max(1, SOME_BYTES // self.shape[1]), 0
         wanted = self.numbers[start:stop]
@@ -174,7 +185,7 @@ class SomeRows:
             count = int(np.searchsorted(wanted, first + step)) - done
             own = wanted[done : done + count]
             memory = aligned_empty((int(own[-1]) + 1 - first, self.shape[1]), np.uint8)
-            all_rows = self.rows.load(first, int(own[-1]) + 1, memory)
+            all_rows = self.rows.load(first, int(own[-1]) + 1, memory, checked=checked)
             np.take(all_rows, own - first, axis=0, out=out[done : done + count])
             done += count
         return out[: len(wanted)]
@@ -191,7 +202,7 @@ def _copy(source: StoredRows | SomeRows, wanted: slice) -> np.ndarray:
     if step == 1:
         return source.load(start, stop, rows)
     for place, number in enumerate(numbers):  # samples are few
-        source.load(number, number + 1, rows[place : place + 1])
+        source.load(number, number + 1, rows[place : place + 1], checked=False)
     return rows
 
 

@@ -7,10 +7,12 @@ of this one, which has compiled the kernels, so that they are killed at work and
 import os
 import signal
 import time
+from contextlib import nullcontext
 
 import h5py
 import numpy as np
 import pytest
+from test_out_of_core import little_memory
 
 from fastpair import attention, jobs, results
 from fastpair.jobs import scoring
@@ -38,8 +40,12 @@ JOBS = {
     "averages.h5": (soft_lookup, HELD),
     "packed averages.h5": (soft_lookup, {**HELD, "compression": "gzip"}),
     "few averages.h5": (soft_lookup, {**HELD, "top_k": 10}),
+    "s by blocks.h5": (jobs.score, LISTED),
+    "s by blocks.csv": (jobs.score, LISTED),
+    "best by blocks.h5": (jobs.matrix, {"table": "t.h5", "top_k": 10}),
+    "above by blocks.h5": (jobs.matrix, {"table": "t.h5", "threshold": 0.35}),
 }
-QUICK = ("s.h5", "s.csv", "s.parquet", "best.h5", "above.h5", "averages.h5")
+QUICK = ("s.h5", "s.csv", "s.parquet", "best.h5", "above.h5", "averages.h5", "s by blocks.h5")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +82,8 @@ def begin(name, folder, **options):
         results.SCORE_BLOCK = scoring.SCORE_BLOCK = 1 << 16
         scoring.EXPORTED_AT_ONCE = 1 << 13
         results.ROWS_AT_ONCE, attention._PAIRS_A_GROUP = 1 << 10, 1 << 24
-        summary = function(output=folder / name, **paths, **options)
+        with little_memory(ENTITIES // 3) if "by blocks" in name else nullcontext():
+            summary = function(output=folder / name, **paths, **options)
         os._exit(2 if summary["resumed_from"] else 0)
     except BaseException:
         import traceback

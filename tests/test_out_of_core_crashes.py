@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -14,10 +15,11 @@ from test_cli import INTERPRETER, peak_memory, run, run_json
 from test_out_of_core import little_memory, small_blocks, write_pairs, write_table
 
 from fastpair import jobs
+from fastpair.blockwise import BlockwiseScorer
 from fastpair.buckets import BUCKETS
 from fastpair.errors import DataError, FileError, MemoryBudgetError
 from fastpair.files import TableWriter
-from fastpair.jobs import inputs, scoring
+from fastpair.jobs import by_blocks, inputs, scoring
 from fastpair.kernels import aligned_empty
 from fastpair.stored_rows import StoredRows
 
@@ -141,6 +143,56 @@ def test_a_resume_may_have_more_memory_or_less(world, tmp_path):
         path.unlink()
 
 
+def test_a_plan_fits_into_the_memory_it_was_made_for_and_not_into_much_less(named_plan):
+    scorer, source, plan = named_plan
+    assert scorer(MEMORY)._fits(plan, source, 1 << 20)
+    assert scorer(MEMORY + (1 << 20))._fits(plan, source, 1 << 20)
+    assert not scorer(MEMORY * 3 // 4)._fits(plan, source, 1 << 20)
+
+
+MEMORY = 256 << 20
+
+
+@pytest.fixture(params=[10**7, 10**9])
+def named_plan(request):
+    """What makes scorers of a memory, pairs, and the plan that one of them makes."""
+
+    class Rows:
+        step, shape, plan = 1 << 13, (10**7, 512), None
+
+        def __len__(self):
+            return self.shape[0]
+
+    rows = Rows()
+    source = SimpleNamespace(
+        count=request.param,
+        path=SimpleNamespace(stat=lambda: SimpleNamespace(st_size=0)),
+        bytes_a_pair=lambda: 16,
+        reading_bytes=lambda threads: 0,
+    )
+
+    def scorer(memory):
+        return BlockwiseScorer((rows, None), memory=memory, threads=2)
+
+    plan = scorer(MEMORY).make_plan(source, 1 << 20)
+    rounds, cut = plan.rounds, plan.cut
+    sorted_pairs = rounds.round_pairs * (10 + cut.record_bytes)
+    assert sorted_pairs + 24 * rounds.rounds * cut.buckets <= MEMORY
+    return scorer, source, plan
+
+
+def test_ids_that_do_not_fit_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "e.h5", "w") as file:
+        file["embeddings"] = np.ones((1000, 2), np.float32)
+        file["ids"] = [f"a rather long name of an entity, number {n}" for n in range(1000)]
+    jobs.project("dot", tmp_path / "e.h5", tmp_path / "t.h5")
+    write_pairs(tmp_path / "p.h5", np.zeros((3, 2), np.int64))
+    monkeypatch.setattr(by_blocks, "memory_budget", lambda memory: 70_000)
+    monkeypatch.setattr(by_blocks, "read_table", None)
+    with pytest.raises(MemoryBudgetError, match="the ids of the tables take"):
+        jobs.score(tmp_path / "t.h5", tmp_path / "p.h5", tmp_path / "s.h5")
+
+
 def test_unfinished_buckets_are_not_lost_without_a_word(world, tmp_path):
     path = tmp_path / "s.h5"
     with little_memory(20):
@@ -187,13 +239,27 @@ def test_bad_pairs_leave_nothing_behind(world, tmp_path):
     assert os.listdir(tmp_path) == ["bad.h5"]
 
 
-def test_damaged_rows_are_told(world, tmp_path):
-    table = bytearray((world[0] / "t.h5").read_bytes())
-    with h5py.File(world[0] / "t.h5") as file:
-        table[file["rows"].id.get_offset() + 300] ^= 1
+@pytest.mark.parametrize("row", [0, 11, 25, ROWS - 1])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_damaged_rows_are_told_however_they_are_read(world, tmp_path, row, gaps):
+    source = world[0] / "t.h5"
+    if gaps:
+        rng = np.random.default_rng(1)
+        vectors = rng.standard_normal((ROWS, 20), dtype=np.float32)
+        vectors[[1, 10, 24, 26]] = np.nan
+        np.save(tmp_path / "e.npy", vectors)
+        source = tmp_path / "e.h5"
+        jobs.project("dot", tmp_path / "e.npy", source, nonfinite="nan")
+    table = bytearray(source.read_bytes())
+    with h5py.File(source) as file:
+        table[file["rows"].id.get_offset() + row * file["rows"].dtype.itemsize + 70] ^= 1
     (tmp_path / "t.h5").write_bytes(table)
-    with little_memory(20), pytest.raises(FileError, match="do not agree with their checksums"):
+    damaged = pytest.raises(FileError, match="do not agree with their checksums")
+    with little_memory(20), damaged:
         jobs.score(tmp_path / "t.h5", world[0] / "p.h5", tmp_path / "s.h5")
+    for form in ({"top_k": 3}, {"threshold": 0.1}, {"dense": True}, {"histogram": True}):
+        with little_memory(20), damaged:
+            jobs.matrix(tmp_path / "t.h5", tmp_path / "m.h5", **form, overwrite=True)
 
 
 def test_a_plan_tells_what_the_run_reads_and_runs_nothing(world, tmp_path):
@@ -218,9 +284,11 @@ def test_a_plan_of_all_pairs_tells_what_the_run_reads(world, tmp_path, form):
     def samples(rows, wanted):
         return real(rows, 0, len(rows), aligned_empty(rows.shape, np.uint8))[wanted]
 
-    def load(rows, start, stop, out):
-        read.append((stop - start) * rows.shape[1])
-        return real(rows, start, stop, out)
+    def load(rows, start, stop, out, **more):
+        had = rows.bytes_read
+        found = real(rows, start, stop, out, **more)
+        read.append(rows.bytes_read - had)
+        return found
 
     with little_memory(20) as patch:
         plan = jobs.matrix(world[0] / "t.h5", tmp_path / "m.h5", plan=True, **form)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastpair.backend import LEAST_MEMORY, memory_budget
 from fastpair.errors import MemoryBudgetError
 from fastpair.files import Table, read_table
+from fastpair.hdf5 import open_hdf5
 from fastpair.jobs.inputs import Summary, check_models, check_sides, load_tables
 from fastpair.scoring import common_plan
 from fastpair.stored_rows import StoredRows
@@ -81,6 +82,7 @@ def read_or_leave(
             "tables that stay on the disk are scored on the CPU: allow more with --memory or leave "
             "out --device"
         )
+    _check_ids(table, against, budget)
     left = read_table(table, unknown=unknown, rows=False)
     right = None if against is None else read_table(against, unknown=unknown, rows=False)
     plan = left.plan
@@ -96,6 +98,21 @@ def read_or_leave(
     check_sides(table, left, right, either_way)
     held = sum(_bytes_beside_rows(one) for one in (left, right) if one is not None)
     return Tables(left, right, budget - held, stored)
+
+
+def _check_ids(table: Path, against: Path | None, budget: int) -> None:
+    """Refuse tables whose ids, which are read twice at once, do not fit."""
+    size = 0
+    for path in (table, against):
+        if path is not None:
+            with open_hdf5(path) as file:
+                size += file["ids"].nbytes if "ids" in file else 0
+    if 2 * size > budget:
+        raise MemoryBudgetError(
+            f"the ids of the tables take {size} bytes and twice as many while they are read, but "
+            f"--memory allows {budget}: allow more, or leave ids out of the embeddings, whose rows "
+            "have numbers"
+        )
 
 
 def _stored_bytes(tables: Tables) -> int:
