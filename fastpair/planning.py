@@ -8,7 +8,8 @@ whose reading, scoring and writing go on side by side, so that the slowest of th
 Tables that do not fit into the memory of a worker are read by blocks (docs/scaling.md): S bytes of
 one table in a memory of M about (S / M + 1) / 2 times for a list of pairs, whose sorted copy is
 written and read as well, and once for each block of left rows for all pairs, which are walked in
-both orders then, unless they are counted for a histogram.
+both orders then, unless they are counted for a histogram. Workers of a cluster do not do that: a job
+of several workers whose tables do not fit is as many runs, each on its own share of the pairs.
 
 Rates come from what ``fastpair bench`` measured, or from real runs of the same work: each says
 ``seconds = start + tables / read + pairs / rate``, and the start and the rate that explain them
@@ -287,6 +288,12 @@ def read_summary(path: Path) -> Summary:
 # --- the price ------------------------------------------------------------------------------------
 
 
+SHARES = (
+    "workers of a cluster hold the tables whole, which do not fit: this is the price of {} runs, one "
+    "on each machine, each with its own share of the pairs (of the left rows, for all pairs)"
+)
+
+
 def price(job: Job, rates: Rates) -> Summary:
     """Say what a job costs at some rates.
 
@@ -296,7 +303,7 @@ def price(job: Job, rates: Rates) -> Summary:
         ``pairs`` the seconds of what goes on side by side during the pairs; ``binds``, what the
         longest part of the run is spent on; ``bytes``, moved by all workers; ``memory``, needed by
         each to hold the tables; ``fits``, whether they have it; ``passes``, how often each reads
-        the tables.
+        the tables; ``notes`` for the reader.
     """
     share = 1 / job.workers
     read, reader = rates.reading(job.workers)
@@ -336,6 +343,7 @@ def price(job: Job, rates: Rates) -> Summary:
         },
         "memory": needed,
         "fits": fits,
+        "notes": [] if fits or job.workers == 1 else [SHARES.format(job.workers)],
         "passes": passes,
         "rates": {
             "pairs_per_second": rates.pairs_per_second,

@@ -194,7 +194,7 @@ def print_plan(summary: Summary, memory: str | None) -> None:
             f"{summary['passes']:.3g} times"
         ),
     ]
-    for line in lines:
+    for line in [*lines, *summary["notes"]]:
         console.print(line, markup=False, soft_wrap=True)
 
 

@@ -116,6 +116,11 @@ def matrix(
     check_output(output, overwrite=overwrite, inputs=inputs)
     if consolidate and cluster is None:
         raise ArgumentError("--consolidate goes with --scheduler or --workers")
+    if plan and exclude is not None:
+        raise ArgumentError(
+            "--plan does not know how often tables are read where pairs are left out: leave out "
+            "--exclude"
+        )
     if plan and cluster is not None:
         raise ArgumentError("--plan is of a run on this machine: leave out --scheduler, --workers")
     if cluster is not None:
