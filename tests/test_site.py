@@ -66,7 +66,9 @@ def test_every_page_is_in_the_table_of_contents_once():
 
 def test_outputs_are_compared_word_by_word_and_number_by_number():
     said = "one 0.97 [0.9, 1.0]\nskipped\n3,000 pairs in 2.5 s, 1.2 Mpairs/s\n"
-    assert pages.differences("one 0.98 [0.88, 1.0]\n...\n3000 pairs in 9 s, 40 kpairs/s", said) == []
+    assert (
+        pages.differences("one 0.98 [0.88, 1.0]\n...\n3000 pairs in 9 s, 40 kpairs/s", said) == []
+    )
     assert pages.differences("one 0.70 [0.9, 1.0]", said) == ["one 0.70 [0.9, 1.0]"]
     assert pages.differences("two 0.97 [0.9, 1.0]", said) == ["two 0.97 [0.9, 1.0]"]
     assert pages.differences("skipped\none 0.97 [0.9, 1.0]", said) == ["one 0.97 [0.9, 1.0]"]
