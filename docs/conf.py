@@ -64,5 +64,5 @@ def _described(_app, _what, _name, _object, _options, lines: list[str]) -> None:
             lines[number : number + 1] = [match[1], f"    {match[2]}"]
 
 
-def setup(app):  # noqa: D103
+def setup(app):
     app.connect("autodoc-process-docstring", _described, priority=400)

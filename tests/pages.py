@@ -11,16 +11,18 @@
 - ``text`` blocks are neither: formulas, shapes of commands, files.
 """
 
+import atexit
 import fcntl
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+
+from preloaded import Preloaded
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOT_RUN = "# not run by the tests: "
@@ -78,15 +80,15 @@ def followed_by(page: Path) -> Path | None:
     return DOCS / names[0] if names else None
 
 
-def programs(folder: Path) -> Path:
-    """A folder with the commands ``python`` and ``fastpair`` of this interpreter."""
-    folder.mkdir(exist_ok=True)
-    run = "import sys; from fastpair.cli import main; sys.exit(main())"
-    for name, words in (("python", ""), ("fastpair", f"-c '{run}'")):
-        program = folder / name
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
-        program.chmod(0o755)
-    return folder
+def programs(root: Path) -> Path:
+    """A folder with the commands ``python`` and ``fastpair``, made once in this process."""
+    if root not in _PROGRAMS:
+        _PROGRAMS[root] = Preloaded(root / f"programs-{os.getpid()}")
+        atexit.register(_PROGRAMS[root].close)
+    return _PROGRAMS[root].folder
+
+
+_PROGRAMS: dict[Path, Preloaded] = {}
 
 
 def shell(command: str, folder: Path, commands: Path) -> str:
@@ -142,7 +144,7 @@ def ended(page: Path, root: Path) -> tuple[Path, list[Block]]:
                 (place / "work").mkdir()
             else:
                 shutil.copytree(ended(before, root)[0], place / "work")
-            run(blocks, place / "work", programs(place / "programs"))
+            run(blocks, place / "work", programs(root))
             (place / "said.json").write_text(json.dumps([block.said for block in blocks]))
     for block, said in zip(blocks, json.loads((place / "said.json").read_text()), strict=True):
         block.said = said
@@ -181,6 +183,6 @@ def numbers(line: str) -> list[float]:
 
 
 def shared_root(factory) -> Path:
-    """Where pages are run, of a `tmp_path_factory`: one folder for all processes of pytest-xdist."""
+    """Where pages are run: one folder for all processes of pytest-xdist."""
     base = factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pages"
