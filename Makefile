@@ -41,7 +41,7 @@ lint: .venv/ready
 
 # Warnings are errors, also for links and names that lead nowhere.
 docs: .venv/ready
-	$(BIN)/sphinx-build -q -W --keep-going -n -b html docs build/docs
+	$(BIN)/sphinx-build -q -E -W --keep-going -n -b html docs build/docs
 	$(BIN)/python docs/offline.py build/docs
 
 # Some tests run in another folder, on the wheel in an environment of its own.

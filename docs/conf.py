@@ -7,7 +7,8 @@ from pathlib import Path
 _about = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
 project, release, author = "fastpair", _about["version"], "the fastpair authors"
-project_copyright = "BSD-3-Clause"
+project_copyright = "the fastpair authors"
+smartquotes = False  # options have two dashes, and z' is no quotation
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
