@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from docutils import nodes
+
 _about = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
 project, release, author = "fastpair", _about["version"], "the fastpair authors"
@@ -65,5 +67,13 @@ def _described(_app, _what, _name, _object, _options, lines: list[str]) -> None:
             lines[number : number + 1] = [match[1], f"    {match[2]}"]
 
 
+def _with_a_dash(_app, tree, _name) -> None:
+    """Put a dash between a parameter and what is said of it, which smart quotes would do."""
+    for text in list(tree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))  # noqa: RUF001
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", _described, priority=400)
+    app.connect("doctree-resolved", _with_a_dash)

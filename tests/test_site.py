@@ -7,6 +7,9 @@ import sys
 import pages
 import pytest
 
+import fastpair
+import fastpair.jobs
+
 if not (pages.DOCS / "index.md").exists():
     pytest.skip("the documents are not beside the tests here", allow_module_level=True)
 
@@ -62,6 +65,15 @@ def test_every_page_is_in_the_table_of_contents_once():
     ]
     others = [name(page).removesuffix(".md") for page in PAGES if page.name != "index.md"]
     assert sorted(listed) == others
+
+
+def test_the_reference_has_every_public_function():
+    listed = re.findall(r"^\.\. auto(?:function|class):: (\w+)$", reference(), re.MULTILINE)
+    assert set(listed) >= {*fastpair.__all__, *fastpair.jobs.__all__}
+
+
+def reference():
+    return (pages.DOCS / "api.md").read_text()
 
 
 def test_outputs_are_compared_word_by_word_and_number_by_number():
