@@ -2,6 +2,7 @@
 # make test     the fast tests
 # make fuzz     damaged files of every format, tens of thousands, for about ten minutes
 # make lint     ruff and mypy
+# make docs     the site of docs/, into build/docs: no network, and it needs none to be read
 # make wheel    the package, tested as it is installed
 # make kill-check   every output killed 25 times and resumed, some minutes
 # make gpu-check    the kernels of GPUs: sanitizers, planted faults, other compilers (an hour)
@@ -17,7 +18,7 @@ PARALLEL ?= -n auto --maxprocesses 4
 INSTALLED := tests/test_cli.py tests/test_files.py tests/test_kernels.py tests/test_network.py \
 	tests/test_scoring.py tests/test_train_command.py
 
-.PHONY: demo test fuzz kill-check lint wheel gpu-check bench clean
+.PHONY: demo test fuzz kill-check lint docs wheel gpu-check bench clean
 
 demo: .venv/ready
 	$(BIN)/fastpair demo
@@ -37,6 +38,11 @@ lint: .venv/ready
 	rm -rf build/types && mkdir -p build/types
 	cp -r fastpair build/types/fastpair && cp -r kernels build/types/fastpair/kernels
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p fastpair
+
+# Warnings are errors, also for links and names that lead nowhere.
+docs: .venv/ready
+	$(BIN)/sphinx-build -q -E -W --keep-going -n -b html docs build/docs
+	$(BIN)/python docs/offline.py build/docs
 
 # Some tests run in another folder, on the wheel in an environment of its own.
 wheel: .venv/ready
