@@ -32,12 +32,12 @@ class EntityTexts:
 
 
 def read_entities(path: str | Path, wanted: Sequence[str]) -> EntityTexts:
-    """Read the rows of a table whose id is wanted, block by block.
+    """Read the rows of a table whose id is wanted, block by block, twice.
 
     Parameters
     ----------
     path : CSV, TSV, Parquet or Arrow, whose first line or schema names the columns. The ids are in
-        the column that has most of them in its first rows.
+        the column that has most of them; see `_id_column`.
     wanted : ids.
 
     Raises
@@ -75,7 +75,10 @@ def read_entities(path: str | Path, wanted: Sequence[str]) -> EntityTexts:
 
 
 def _id_column(file: Columns, ids: pa.Array) -> str:
-    """Return the column that has most of the ids in the first rows; of equal ones the likeliest."""
+    """Return the column that has most different ids, or one named like ids if it has half as many.
+
+    Of columns with as many ids that is the likeliest by its name, then the one with fewer repeats.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -84,14 +87,21 @@ def _id_column(file: Columns, ids: pa.Array) -> str:
     able = [name for name in file.names if _plain(file.type_of(name))]
     if not able:
         raise DataError(f"{file.path} has no column of texts or numbers that could be ids.")
-    able.sort(key=lambda name: (name.lower() not in ("id", "ids"), not names_ids(name)))
-    first = next(file.batches(able), None)
-    if first is None:
-        return able[0]
-    found = [
-        pc.sum(pc.is_in(one.cast(pa.string()), value_set=ids)).as_py() for one in first.columns
-    ]
-    return max(zip(found, range(0, -len(able), -1), able, strict=True))[2]
+    found: list[set[str]] = [set() for _ in able]
+    rows = [0] * len(able)
+    for batch in file.batches(able):
+        for number, column in enumerate(batch.columns):
+            text = column.cast(pa.string())
+            text = text.filter(pc.is_in(text, value_set=ids))
+            found[number].update(text.unique().to_pylist())
+            rows[number] += len(text)
+
+    def rank(number: int) -> tuple[bool, int, bool, int]:
+        name, count = able[number], len(found[number])
+        clear = 2 * count >= max(map(len, found))
+        return clear and names_ids(name), count, name.lower() in ("id", "ids"), -rows[number]
+
+    return able[max(range(len(able)), key=rank)]
 
 
 def _plain(kind: pa.DataType) -> bool:

@@ -434,6 +434,36 @@ def test_texts_of_entities_come_from_csv_and_parquet_by_their_id(tmp_path):
         read_entities(tmp_path / "e.npy", ["c"])
 
 
+def test_the_column_of_ids_is_the_one_with_most_different_ids(tmp_path):
+    wanted = ["3", "17", "250", "999"]
+    lines = [f"{n},product {n},{n % 5 + 1}" for n in range(1000)]
+    (tmp_path / "e.csv").write_text("\n".join(["id,title,rating", *lines]))
+    found = read_entities(tmp_path / "e.csv", wanted)
+    assert found.rows == {n: [f"product {n}", str(int(n) % 5 + 1)] for n in wanted}
+    # As many in both: its name tells, or that it repeats none.
+    for name in ("id", "number"):
+        (tmp_path / "e.csv").write_text(
+            "\n".join([f"rating,{name}", *(f"{n % 5},{n}" for n in range(99))])
+        )
+        assert read_entities(tmp_path / "e.csv", ["1", "2", "3"]).columns == ["rating"]
+    # A column called id that has nearly none of them is the id of something else.
+    lines = [f"{n},s{n},words {n}" for n in range(9)]
+    (tmp_path / "e.csv").write_text("\n".join(["id,article,text", *lines, "s1,x,y"]))
+    found = read_entities(tmp_path / "e.csv", ["s1", "s2", "s3", "s4"])
+    assert found.rows["s3"] == ["3", "words 3"]
+
+
+def test_ids_are_found_wherever_in_a_table_they_stand(tmp_path):
+    count = 200_000
+    table = pa.table(
+        {"group": np.arange(count) % 7, "article": np.arange(count) + 10, "text": ["x"] * count}
+    )
+    pq.write_table(table, tmp_path / "e.parquet", row_group_size=10_000)
+    wanted = ["5", "190005", "190006", "190007"]
+    found = read_entities(tmp_path / "e.parquet", wanted)
+    assert (found.columns, list(found.rows)) == (["group", "text"], wanted[1:])
+
+
 # --- what is drawn ---
 
 
