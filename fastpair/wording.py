@@ -36,9 +36,8 @@ def metric_table(summary: Summary) -> list[list[str]]:
     beside = {name: words for name, words in SIMILARITIES.items() if name in summary}
     others = [summary[name] for name in beside]
     rows = [["", "model", *beside.values()]]
-    graded = summary["auc"] is None or "spearman" in summary.get("intervals", {})
     for key, name in METRICS.items():
-        if summary.get(key) is None or (key in ("spearman", "pearson") and not graded):
+        if summary.get(key) is None or (key in ("spearman", "pearson") and not summary["graded"]):
             continue
         if key in ("f1", "precision", "recall"):
             name += f" at {summary['threshold']:.4g}"

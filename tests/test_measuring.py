@@ -24,6 +24,7 @@ from fastpair.files import read_model, write_model
 from fastpair.model import Branch, Isotonic, Model, Preparation, builtin, probabilities
 from fastpair.properties import measure_properties
 from fastpair.towers import Linear
+from fastpair.wording import metric_table
 
 
 def learned_model(columns=6, **fields):
@@ -176,6 +177,10 @@ def test_grades_are_measured_by_correlations(world, tmp_path):
     both = jobs.evaluate("cosine", tmp_path / "v.npy", tmp_path / "p.h5", good=3, bootstrap=20)
     assert both["n_good"] == (grades >= 3).sum()
     assert {"auc", "spearman"} <= set(both["intervals"])
+    few = jobs.evaluate("cosine", tmp_path / "v.npy", tmp_path / "p.h5", good=3, bootstrap=0)
+    for summary in (found, both, few):
+        assert {"Spearman", "Pearson"} <= {row[0] for row in metric_table(summary)}
+    assert "Spearman" not in {row[0] for row in metric_table(evaluated(world))}
 
 
 def test_a_curve_of_probabilities_is_what_is_measured(world, tmp_path):
