@@ -4,6 +4,7 @@ import csv
 import html
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 
 import h5py
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from fastpair import jobs
+from fastpair import jobs, plots
 from fastpair.cli import commands
 from fastpair.cli.measured import curve, history_lines
 from fastpair.curves import (
@@ -627,6 +628,20 @@ def test_curves_in_the_terminal_are_as_high_as_their_values():
 
 
 # --- the heat map ---
+
+
+def test_groups_are_labelled_though_the_first_one_has_no_pairs():
+    """As with pairs of entities that training never saw: of "both seen" there is none."""
+    measured = {"model": (0.9, [0.8, 0.95]), "raw cosine": (0.7, None)}
+    groups = [
+        plots.Group("both seen"),
+        plots.Group("one seen", measured),
+        plots.Group("none", measured),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = str(plots.groups_figure("parts", "words", groups, "AUC").svg)
+    assert drawn.count(">model<") == drawn.count(">raw cosine<") == 1
 
 
 def test_a_heat_map_is_drawn_of_few_and_of_many_entities(world, tmp_path):
