@@ -118,8 +118,9 @@ def property_lines(found: Summary) -> list[str]:
     ):
         for name, triples in (found[kind] or {}).items():
             if triples["triples"]:
+                of = f" of {triples['of']}" if "of" in triples else ""
                 lines.append(
-                    f"{what}: violated by {triples['violated']:.2%} of {triples['triples']} "
+                    f"{what}{of}: violated by {triples['violated']:.2%} of {triples['triples']} "
                     f"{name} triples"
                 )
     return lines

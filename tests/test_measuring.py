@@ -24,7 +24,7 @@ from fastpair.files import read_model, write_model
 from fastpair.model import Branch, Isotonic, Model, Preparation, builtin, probabilities
 from fastpair.properties import measure_properties
 from fastpair.towers import Linear
-from fastpair.wording import metric_table
+from fastpair.wording import metric_table, property_lines
 
 
 def learned_model(columns=6, **fields):
@@ -243,15 +243,38 @@ def test_the_dot_product_is_not_reflexive():
     assert found["reflexivity"] == expected
 
 
-def test_a_metric_violates_no_triangle_and_its_square_does():
+METRICS = {
+    "mahalanobis": {"log_weight": np.zeros(1)},
+    "sqdiff": {"weight": -np.ones(3)},
+    "absdiff": {"weight": -np.ones(3)},
+    "hyperbolic": {"log_scale": np.zeros(1)},
+}
+
+
+@pytest.mark.parametrize("head", ["euclidean", "manhattan", *METRICS])
+def test_a_metric_violates_no_triangle(head):
+    """Where a score is minus a square, the distance is its root."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 3))
+    rows[30:] = rows[:30] + 1e-3 * rng.normal(size=(30, 3))  # a root makes much of what is small
+    model = builtin(head) if head not in METRICS else None
+    if model is None:
+        link = "negative_arcosh" if head == "hyperbolic" else "identity"
+        model = Model([Branch(head, METRICS[head])], 3, link=link, offset=7.0, slope=2.0)
+    found = measure_properties(Similarity(model, rows))["triangle"]
+    assert all(triples["triples"] > 10_000 for triples in found.values())
+    assert all(triples["violated"] == 0 for triples in found.values())
+    assert {triples["of"] for triples in found.values()} == {"distances"}
+
+
+def test_differences_that_are_no_metric_violate_triangles():
     rows = np.random.default_rng(0).normal(size=(60, 3))
-    for name, violated in (("euclidean", False), ("manhattan", False), ("squared", True)):
-        model = builtin("euclidean" if name == "squared" else name)
-        if name == "squared":
-            model.link = "identity"
-        found = measure_properties(Similarity(model, rows))["triangle"]
-        assert all(triples["triples"] > 10_000 for triples in found.values())
-        assert (found["random"]["violated"] > 0) == violated
+    branches = [Branch(head, {"weight": -np.ones(3)}) for head in ("sqdiff", "absdiff")]
+    found = measure_properties(Similarity(Model(branches, 3, Preparation()), rows))
+    assert found["triangle"]["random"]["violated"] > 0.01
+    assert found["triangle"]["random"]["of"] == "falls of scores"
+    (line, _) = (line for line in property_lines(found) if line.startswith("triangle"))
+    assert line.startswith("triangle inequality of falls of scores: violated by ")
 
 
 def test_violated_triples_of_probabilities_are_counted():
