@@ -61,7 +61,6 @@ def report(material: Material) -> str:
     Raises
     ------
     ArgumentError : matplotlib is not installed.
-    DataError : the table of entities holds none of the ids.
     """
     plots.check_matplotlib()
     truth = material.comparison.truth
@@ -209,6 +208,11 @@ def _mistakes(material: Material, truth: np.ndarray | None, counted: Thresholds 
     names = {entity: material.name_of(entity) for entity in sorted(ids)}
     texts = None if material.texts is None else material.texts(list(names.values()))
     parts = [paragraph(about)]
+    lacking = set(names.values()).difference(() if texts is None else texts.rows)
+    if texts is not None and lacking:
+        key = shortened(texts.key, LONGEST_NAME)
+        words = f"The column {key} of the table of entities lacks {len(lacking)} of these ids."
+        parts.append(paragraph(words, kind="note"))
     for kind, rows in worst.items():
         parts.append(element("h3", titles[kind]))
         if len(rows):

@@ -399,10 +399,32 @@ def test_a_report_is_refused_in_one_sentence_before_any_work(world, tmp_path, mo
         jobs.evaluate(*files, report=tmp_path / "s.html", entities=tmp_path / "none.csv")
     with pytest.raises(ArgumentError, match="give report too"):
         jobs.evaluate(*files, entities=world / "entities.csv")
+    (tmp_path / "one.csv").write_text("id\na\n")
+    np.save(tmp_path / "e.npy", np.eye(3))
+    pq.write_table(pa.table({"a": [[1]], "b": [[2]]}), tmp_path / "nested.parquet")
+    monkeypatch.setattr("fastpair.jobs.measuring.load_model", None)
+    for name, words in (
+        ("one.csv", "no table of entities"),
+        ("e.npy", "no table of entities"),
+        ("nested.parquet", "no column of texts or numbers"),
+    ):
+        with pytest.raises(DataError, match=words):
+            jobs.evaluate(*files, report=tmp_path / "s.html", entities=tmp_path / name)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ArgumentError, match=r"pip install 'fastpair\[report\]'"):
         jobs.evaluate(*files, report=tmp_path / "s.html")
     assert (tmp_path / "r.html").read_text() == "mine"
+
+
+def test_a_table_without_the_ids_is_a_note_on_the_page(world, tmp_path):
+    (tmp_path / "e.csv").write_text("id,text\nnobody,words of nobody\n")
+    evaluated(world, "bare.html", entities=tmp_path / "e.csv")
+    text = (world / "bare.html").read_text(encoding="utf-8")
+    (ids,) = re.findall(r"The column id of the table of entities lacks (\d+) of these ids\.", text)
+    assert int(ids) > 0
+    assert "words of nobody" not in text
+    evaluated(world, "whole.html", entities=world / "entities.csv")
+    assert "of these ids" not in (world / "whole.html").read_text(encoding="utf-8")
 
 
 def test_the_command_says_where_the_report_is_and_what_goes_with_it(world, tmp_path):
@@ -428,8 +450,7 @@ def test_texts_of_entities_come_from_csv_and_parquet_by_their_id(tmp_path):
     found = read_entities(tmp_path / "e.parquet", ["8", "7"])
     assert found.columns == ["price", "ok"]
     assert found.rows == {"7": ["1.5", "true"], "8": ["", "true"]}
-    with pytest.raises(DataError, match="none of the ids"):
-        read_entities(tmp_path / "e.tsv", ["c"])
+    assert read_entities(tmp_path / "e.tsv", ["c"]).rows == {}
     np.save(tmp_path / "e.npy", np.eye(3))
     with pytest.raises(DataError, match="no table of entities"):
         read_entities(tmp_path / "e.npy", ["c"])
