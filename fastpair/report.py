@@ -195,8 +195,12 @@ def _mistakes(material: Material, truth: np.ndarray | None, counted: Thresholds 
         threshold = float(counted.values[counted.at])
         worst = curves.worst_pairs(material.scores, truth, threshold)
         titles = {"bad": "Bad pairs that score highest", "good": "Good pairs that score lowest"}
-        about = f"On the wrong side of the threshold {brief(threshold)}, the worst first, at most "
-        about += f"{curves.MOST_SHOWN} of each kind. Labels can be wrong too: look here first."
+        about = (
+            f"On the wrong side of the threshold {counted.shown()[counted.at]}, the worst first, "
+        )
+        about += (
+            f"at most {curves.MOST_SHOWN} of each kind. Labels can be wrong too: look here first."
+        )
     else:
         return Html("")
     ids = {

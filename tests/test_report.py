@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastpair import jobs, plots
 from fastpair.cli import commands
@@ -504,6 +506,49 @@ def test_counts_at_thresholds_are_those_of_plain_comparison():
         best = count_at_thresholds(scores, truth)
         f1 = 2 * best.hits / (best.taken + best.good)
         assert f1[best.at] == f1.max()
+
+
+TINY = 1e-7
+LEVELS = [0.99999911, 0.99999923, 0.99999935, 0.99999952, 0.99999964]
+
+
+@given(
+    st.lists(
+        st.floats(-1, 1, width=32) | st.floats(1 - TINY, 1) | st.sampled_from(LEVELS), min_size=2
+    )
+)
+def test_every_score_is_a_threshold_that_can_be_read(scores):
+    scores, truth = np.array(scores), np.arange(len(scores)) % 2 == 0
+    found = count_at_thresholds(scores, truth)
+    levels = np.unique(scores)
+    np.testing.assert_array_equal(found.values, levels)
+    assert found.taken[0] == len(scores)
+    shown = np.array([float(text) for text in found.shown()])
+    assert (shown <= levels).all()
+    assert (shown[1:] > levels[:-1]).all()
+
+
+def test_thresholds_are_shown_with_the_digits_that_they_need():
+    truth = np.array([False, False, True, True, True])
+    found = count_at_thresholds(np.array(LEVELS), truth)
+    assert found.shown() == ["0.999999", "0.9999992", "0.9999993", "0.9999995", "0.9999996"]
+    assert (found.hits[found.at], found.taken[found.at]) == (3, 3)
+    found = count_at_thresholds(np.array([0.12345678, 0.3, 0.98765432]), truth[:3])
+    assert found.taken.tolist() == [3, 2, 1]
+    assert found.shown() == ["0.123456", "0.3", "0.987654"]
+
+
+def test_of_many_scores_too_the_lowest_and_the_best_are_thresholds():
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        truth = rng.random(3000) < 0.1
+        scores = rng.normal(size=3000) + truth * rng.normal(2, 1)
+        found = count_at_thresholds(scores, truth)
+        assert found.values[0] == scores.min()
+        assert found.taken[0] == len(scores)
+        order = np.argsort(-scores)
+        every = 2 * np.cumsum(truth[order]) / (np.arange(1, 3001) + truth.sum())
+        assert 2 * found.hits[found.at] / (found.taken[found.at] + found.good) == every.max()
 
 
 def test_curves_are_those_of_scikit_learn_and_thin_evenly():
