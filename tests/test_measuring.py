@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -181,6 +182,18 @@ def test_grades_are_measured_by_correlations(world, tmp_path):
     for summary in (found, both, few):
         assert {"Spearman", "Pearson"} <= {row[0] for row in metric_table(summary)}
     assert "Spearman" not in {row[0] for row in metric_table(evaluated(world))}
+
+
+def test_grades_of_plus_and_minus_one_are_grades_to_a_model_of_grades(world, tmp_path):
+    embeddings, left, right, labels, _ = numbers_of(world)
+    np.save(tmp_path / "v.npy", embeddings)
+    with h5py.File(tmp_path / "p.h5", "w") as file:
+        file["pairs"], file["label"] = np.stack([left, right], 1), 2 * labels - 1
+    model = replace(builtin("cosine"), unit="grade")
+    write_model(tmp_path / "m.h5", model)
+    found = jobs.evaluate(tmp_path / "m.h5", tmp_path / "v.npy", tmp_path / "p.h5", bootstrap=0)
+    errors = model.score(embeddings[left], embeddings[right]) - (2 * labels - 1)
+    assert found["mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-5)
 
 
 def test_a_curve_of_probabilities_is_what_is_measured(world, tmp_path):
