@@ -219,6 +219,36 @@ def test_good_pairs_alone_are_enough_for_the_loss_sampled(digits):
     assert model.score(others, truth) > 0.8
 
 
+def test_a_threshold_that_cannot_be_chosen_is_refused_before_training(digits, monkeypatch):
+    X, (pairs, y), _ = digits
+    monkeypatch.setattr("fastpair.estimator.train", None)
+    for params, words in (
+        ({"strategy": "none"}, "strategy is 'none'"),
+        ({"strategy": "max_tpr"}, "min_rate is None"),
+        ({"strategy": "f_beta", "beta": -1.0}, "beta is -1.0"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            quick(preprocessor=X).fit(pairs, y, calibration_params=params)
+    one = quick("cosine", loss="sampled", preprocessor=X)
+    with pytest.raises(DataError, match="one class alone"):
+        one.fit(pairs[y > 0], y[y > 0], calibration_params={})
+
+
+def test_a_refit_that_fails_changes_nothing(digits):
+    X, (pairs, y), (others, truth) = digits
+    model = quick(preprocessor=X, epochs=1).fit(pairs, y)
+    before = model.predict(others)
+    with pytest.raises(FastpairError):
+        model.set_params(batch=1).fit(pairs, np.where(y > 0, 20, 10))
+    np.testing.assert_array_equal(model.classes_, [-1, 1])
+    np.testing.assert_array_equal(model.predict(others), before)
+    model.set_params(batch=64)
+    model.fit(
+        pairs, np.where(y > 0, 20, 10), pairs_valid=others, y_valid=np.where(truth > 0, 20, 10)
+    )
+    np.testing.assert_array_equal(model.classes_, [10, 20])
+
+
 def test_every_parameter_reaches_training(digits):
     """Each one is refused by training when it is wrong, or changes what is learned."""
     X, (pairs, y), (others, _) = digits
