@@ -588,15 +588,16 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
         state = dict(super().__getstate__())
         if "model_" in state:
             config, arrays = state["model_"].to_parts()
-            state["model_"] = json.dumps(config), arrays
+            state["model_"] = json.dumps(config), arrays, json.dumps(state["model_"].record)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Put an estimator together from what `__getstate__` gave."""
         state = dict(state)
         if "model_" in state:
-            config, arrays = state["model_"]
-            state["model_"] = Model.from_parts(json.loads(config), arrays)
+            config, arrays, record = state["model_"]
+            model = Model.from_parts(json.loads(config), arrays)
+            state["model_"] = replace(model, record=json.loads(record))
         super().__setstate__(state)
 
 

@@ -400,6 +400,7 @@ def test_a_pickle_has_the_same_bits(digits, head, way, tmp_path):
         joblib.dump(model, tmp_path / "model")
         again = joblib.load(tmp_path / "model")
     assert again.model_.fingerprint() == model.model_.fingerprint()
+    assert again.model_.record == model.model_.record != {}
     for name in ("decision_function", "predict", "predict_proba"):
         assert getattr(again, name)(others).tobytes() == getattr(model, name)(others).tobytes()
     state = model.__getstate__()["model_"]
