@@ -240,6 +240,7 @@ class Reliability:
     came : (B,) share of good pairs.
     low, high : (B,) the Wilson interval of that share, of 95 %.
     pairs : (B,) int64 pairs in the bin.
+    bins : (B,) int64 numbers of the bins, of `PROBABILITY_BINS` equal ones.
     """
 
     said: np.ndarray
@@ -247,6 +248,7 @@ class Reliability:
     low: np.ndarray
     high: np.ndarray
     pairs: np.ndarray
+    bins: np.ndarray
 
 
 def reliability(chance: np.ndarray, truth: np.ndarray) -> Reliability:
@@ -263,7 +265,7 @@ def reliability(chance: np.ndarray, truth: np.ndarray) -> Reliability:
     z = 1.96  # the normal quantile of 97.5 %
     middle = (came + z * z / (2 * pairs)) / (1 + z * z / pairs)
     half = z * np.sqrt(came * (1 - came) / pairs + z * z / (4 * pairs**2)) / (1 + z * z / pairs)
-    return Reliability(said, came, middle - half, middle + half, pairs)
+    return Reliability(said, came, middle - half, middle + half, pairs, np.flatnonzero(kept))
 
 
 def chance_before(model: Model, scores: np.ndarray) -> np.ndarray | None:

@@ -214,13 +214,12 @@ def calibration(material: Material, truth: np.ndarray) -> Html:
         return Html("")
     before = curves.chance_before(material.model, material.scores)
     found = None if before is None else curves.reliability(before, truth)
-    figure = plots.reliability_figure(curves.reliability(after, truth), found)
-    rows = [["probability", "pairs", "mean probability", "share of good pairs"]]
     bins = curves.reliability(after, truth)
-    for said, came, low, high, pairs in zip(
-        bins.said, bins.came, bins.low, bins.high, bins.pairs, strict=True
+    figure = plots.reliability_figure(bins, found)
+    rows = [["probability", "pairs", "mean probability", "share of good pairs"]]
+    for tenth, said, came, low, high, pairs in zip(
+        bins.bins, bins.said, bins.came, bins.low, bins.high, bins.pairs, strict=True
     ):
-        tenth = min(int(said * 10), 9)
         rows.append(
             [
                 f"{tenth / 10:.1f} to {(tenth + 1) / 10:.1f}",

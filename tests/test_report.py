@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -35,11 +36,13 @@ from fastpair.curves import (
 )
 from fastpair.entities import read_entities
 from fastpair.errors import ArgumentError, DataError, FileError
+from fastpair.evaluation import Scored
 from fastpair.files import read_model, write_model
 from fastpair.heat_map import MOST_SHOWN as MOST_DRAWN
 from fastpair.heat_map import leaf_order
 from fastpair.markup import json_text
 from fastpair.model import Branch, Isotonic, Model, Preparation
+from fastpair.report_scores import calibration
 from fastpair.towers import Linear
 
 pytest.importorskip("matplotlib")
@@ -585,6 +588,19 @@ def test_reliability_counts_what_came_true():
     assert found.said == pytest.approx([0.05, 0.55, 0.975])
     assert ((found.low >= 0) & (found.low <= found.came + 1e-9)).all()
     assert found.high[0] == pytest.approx(0.9055, abs=1e-3)  # Wilson, one of two
+
+
+def test_a_mean_that_rounds_below_its_bin_is_in_its_bin():
+    chance, truth = np.full(10, 0.1), np.arange(10) < 1
+    assert reliability(chance, truth).said[0] < 0.1  # ten times 0.1 is less than 1
+    scored = {"model": Scored(np.zeros(10), probability=chance)}
+    model = a_model(record={})
+    material = SimpleNamespace(
+        comparison=SimpleNamespace(scored=scored), model=model, scores=np.zeros(10)
+    )
+    shown = str(calibration(material, truth))
+    assert "0.1 to 0.2" in shown
+    assert "0.0 to 0.1" not in shown
 
 
 def test_what_a_model_said_before_calibration_is_taken_back():
