@@ -16,7 +16,7 @@ import numpy as np
 from fastpair.backend import LEAST_MEMORY, memory_budget, run_ordered, thread_count
 from fastpair.device import LEAST_WALKED, device_bytes, pick
 from fastpair.errors import ArgumentError, MemoryBudgetError, MismatchError
-from fastpair.frames import ArrayLike, as_array, as_matrix, check_out
+from fastpair.frames import ArrayLike, as_array, check_out
 from fastpair.kernels import Plan, aligned_empty, attention, cpu
 from fastpair.kernels.operands import (
     Frame,
@@ -404,7 +404,7 @@ def lookup(
     values: ArrayLike,
     temperature: float = 1.0,
     *,
-    head: ModelLike = "cosine",
+    head: ModelLike | None = None,
     top_k: int | None = None,
     threshold: float | None = None,
     itself: bool = True,
@@ -425,7 +425,7 @@ def lookup(
     temperature : what scores are divided by, from 1e-30 to 1e30, default 1.
     head : what scores embeddings: a model, a model file, a fitted `PairSimilarity` or the name of
         a built-in similarity, default cosine; tables bring their own. Asymmetric models see
-        queries as left entities.
+        queries as left entities, and need keys.
     top_k : only the so many best keys of a query count; default all.
     threshold : only keys that score at least this count; default all.
     itself : whether, with keys None, a query is its own key, default True.
@@ -468,31 +468,17 @@ def lookup(
 def _sides(
     queries: ArrayLike | Table,
     keys: ArrayLike | Table | None,
-    head: ModelLike,
+    head: ModelLike | None,
     threads: int | None,
 ) -> tuple[np.ndarray, np.ndarray | None, Plan]:
     """Return folded queries, folded keys or None, and their plan."""
-    from fastpair.files import Table
-    from fastpair.folding import fold
-    from fastpair.scoring import meet
-    from fastpair.tables import as_model
+    from fastpair.tables import as_model, both_tables
 
-    if isinstance(queries, Table):
-        if keys is None:
-            return queries.rows, None, queries.plan
-        if not isinstance(keys, Table):
-            raise ArgumentError("queries are a table but keys are not: give both in one form")
-        if keys.fingerprint != queries.fingerprint:
-            raise MismatchError("queries and keys are tables of two models: project both with one")
-        return meet(queries.rows, queries.plan, keys.rows, keys.plan)
-    if isinstance(keys, Table):
-        raise ArgumentError("keys are a table but queries are not: give both in one form")
-    head = as_model(head)
-    if keys is None and head.asymmetric:
-        raise ArgumentError("the model is asymmetric: give queries and keys apart")
-    sides = ("left", "right") if head.asymmetric else ("both", "both")
-    rows, plan = fold(head, as_matrix(queries, "queries"), side=sides[0], threads=threads)
-    if keys is None:
-        return rows, None, plan
-    others, _ = fold(head, as_matrix(keys, "keys"), side=sides[1], threads=threads)
-    return rows, others, plan
+    if head is not None:
+        head = as_model(head)
+        if keys is None and head.asymmetric:
+            raise ArgumentError("the model is asymmetric: give queries and keys apart")
+    left, right = both_tables(
+        queries, keys, head, None, threads, names=("queries", "keys"), option="head"
+    )
+    return left.rows, None if right is None else right.rows, left.plan

@@ -294,15 +294,7 @@ def best_cut(
     ArgumentError : a parameter cannot be used.
     DataError : labels of one kind.
     """
-    if strategy not in STRATEGIES:
-        raise ArgumentError(f"strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}")
-    rated = strategy in ("max_tpr", "max_tnr")
-    if rated and (min_rate is None or not 0 <= min_rate <= 1):
-        raise ArgumentError(f"min_rate is {min_rate!r}, expected a rate from 0 to 1 for {strategy}")
-    if not rated and min_rate is not None:
-        raise ArgumentError(f"min_rate is for max_tpr and max_tnr, not for {strategy}")
-    if not 0 < beta < np.inf or (beta != 1 and strategy != "f_beta"):
-        raise ArgumentError(f"beta is {beta!r}, expected a number above 0, for f_beta alone")
+    check_cut(strategy, min_rate, beta)
     labels = np.asarray(labels) > 0
     if labels.all() or not labels.any():
         raise DataError("all validation pairs have one label: a threshold needs good and bad ones")
@@ -328,6 +320,19 @@ def best_cut(
     if best == len(scores):
         return float(ordered[-1])
     return float(0.5 * (ordered[best - 1] + ordered[best]))
+
+
+def check_cut(strategy: str = "accuracy", min_rate: float | None = None, beta: float = 1) -> None:
+    """Refuse parameters that `best_cut` cannot use."""
+    if strategy not in STRATEGIES:
+        raise ArgumentError(f"strategy is {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+    rated = strategy in ("max_tpr", "max_tnr")
+    if rated and (min_rate is None or not 0 <= min_rate <= 1):
+        raise ArgumentError(f"min_rate is {min_rate!r}, expected a rate from 0 to 1 for {strategy}")
+    if not rated and min_rate is not None:
+        raise ArgumentError(f"min_rate is for max_tpr and max_tnr, not for {strategy}")
+    if not 0 < beta < np.inf or (beta != 1 and strategy != "f_beta"):
+        raise ArgumentError(f"beta is {beta!r}, expected a number above 0, for f_beta alone")
 
 
 Goal = Callable[[np.ndarray, np.ndarray, float, float], np.ndarray]

@@ -125,8 +125,12 @@ class Comparison:
         return good_pairs(self.labels, self.options["good"], self.options["graded"])
 
     def all_pairs(self) -> Summary:
-        """Return the model's metrics, those of each baseline inside under its name."""
-        return self._measured(np.arange(len(self.labels)))
+        """Return the model's metrics, those of each baseline inside under its name.
+
+        ``graded`` is whether labels are more than good and bad, so that correlations say something.
+        """
+        graded = self.truth is None or len(np.unique(self.labels)) > 2
+        return {**self._measured(np.arange(len(self.labels))), "graded": graded}
 
     def group(self, rows: np.ndarray) -> Summary:
         """Return the same for some of the pairs; `n_pairs` and `n_good` count just them.

@@ -6,6 +6,7 @@ Arrays in, small arrays out: whatever the number of pairs, what comes back is a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,20 @@ class Thresholds:
     pairs: int
     at: int
 
+    def shown(self) -> list[str]:
+        """Return six digits of each, or the more that tell it from the one below.
+
+        They are rounded down, so that what is shown takes the pair that scores the threshold too.
+        """
+        texts = []
+        for value, below in zip(self.values, np.append(-np.inf, self.values[:-1]), strict=True):
+            known = Decimal(repr(float(value)))
+            shorter = (
+                Context(prec=digits, rounding=ROUND_FLOOR).plus(known) for digits in range(6, 18)
+            )
+            texts.append(f"{next(one for one in shorter if one > Decimal(float(below))):g}")
+        return texts
+
 
 def count_at_thresholds(
     scores: np.ndarray, truth: np.ndarray, threshold: float | None = None
@@ -67,7 +82,7 @@ def count_at_thresholds(
     """Count the good pairs and all pairs that score at least each of some thresholds.
 
     They are all scores where these are few; else quantiles of all scores and of the good ones, so
-    that the slider moves evenly through what matters, and equal steps between them.
+    that the slider moves evenly through what matters, equal steps between them, and the best.
 
     Parameters
     ----------
@@ -76,18 +91,19 @@ def count_at_thresholds(
     threshold : the one in use, which is among them; default: the one with the largest F1.
     """
     scores = np.asarray(scores, np.float64)
-    levels = np.unique(scores)
-    if len(levels) > MOST_THRESHOLDS - 1:
+    values = np.unique(scores)
+    if len(values) > MOST_THRESHOLDS - 1:
         good = scores[truth] if truth.any() else scores
-        levels = np.concatenate(
-            [
-                np.quantile(scores, np.linspace(0, 1, MOST_THRESHOLDS // 2)),
-                np.quantile(good, np.linspace(0, 1, MOST_THRESHOLDS // 4)),
-                np.linspace(levels[0], levels[-1], MOST_THRESHOLDS // 4 - 1),
-            ]
+        values = np.unique(
+            np.concatenate(
+                [
+                    np.quantile(scores, np.linspace(0, 1, MOST_THRESHOLDS // 2)),
+                    np.quantile(good, np.linspace(0, 1, MOST_THRESHOLDS // 4)),
+                    np.linspace(values[0], values[-1], MOST_THRESHOLDS // 4 - 2),
+                    [_best_level(scores, truth)],
+                ]
+            )
         )
-    # Rounded before anything is counted: what is shown is what was counted.
-    values = np.unique([float(f"{level:.6g}") for level in levels])
     if threshold is not None:
         values = np.unique(np.append(values, threshold))
     taken = len(scores) - np.searchsorted(np.sort(scores), values, side="left")
@@ -98,6 +114,16 @@ def count_at_thresholds(
     else:
         at = int(np.searchsorted(values, threshold))
     return Thresholds(values, hits, taken, n_good, len(scores), at)
+
+
+def _best_level(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Return the score that as a threshold has the largest F1."""
+    levels, numbers = np.unique(scores, return_inverse=True)
+    taken, hits = (
+        np.cumsum(np.bincount(numbers, weights, len(levels))[::-1])[::-1]
+        for weights in (np.ones(len(scores)), truth)
+    )
+    return float(levels[np.argmax(2 * hits / (taken + max(1, truth.sum())))])
 
 
 # --- curves ---------------------------------------------------------------------------------------
@@ -214,6 +240,7 @@ class Reliability:
     came : (B,) share of good pairs.
     low, high : (B,) the Wilson interval of that share, of 95 %.
     pairs : (B,) int64 pairs in the bin.
+    bins : (B,) int64 numbers of the bins, of `PROBABILITY_BINS` equal ones.
     """
 
     said: np.ndarray
@@ -221,6 +248,7 @@ class Reliability:
     low: np.ndarray
     high: np.ndarray
     pairs: np.ndarray
+    bins: np.ndarray
 
 
 def reliability(chance: np.ndarray, truth: np.ndarray) -> Reliability:
@@ -237,7 +265,7 @@ def reliability(chance: np.ndarray, truth: np.ndarray) -> Reliability:
     z = 1.96  # the normal quantile of 97.5 %
     middle = (came + z * z / (2 * pairs)) / (1 + z * z / pairs)
     half = z * np.sqrt(came * (1 - came) / pairs + z * z / (4 * pairs**2)) / (1 + z * z / pairs)
-    return Reliability(said, came, middle - half, middle + half, pairs)
+    return Reliability(said, came, middle - half, middle + half, pairs, np.flatnonzero(kept))
 
 
 def chance_before(model: Model, scores: np.ndarray) -> np.ndarray | None:

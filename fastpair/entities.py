@@ -24,40 +24,50 @@ class EntityTexts:
     Parameters
     ----------
     columns : names of the columns that are shown.
-    rows : cells by id, in the order of the columns.
+    rows : cells by id, in the order of the columns; ids that the table does not have are not there.
+    key : the column of ids.
     """
 
     columns: list[str]
     rows: dict[str, list[str]]
+    key: str
 
 
-def read_entities(path: str | Path, wanted: Sequence[str]) -> EntityTexts:
-    """Read the rows of a table whose id is wanted, block by block.
-
-    Parameters
-    ----------
-    path : CSV, TSV, Parquet or Arrow, whose first line or schema names the columns. The ids are in
-        the column that has most of them in its first rows.
-    wanted : ids.
+def open_entities(path: str | Path) -> Columns:
+    """Open a table of entities: CSV, TSV, Parquet or Arrow with the names of its columns.
 
     Raises
     ------
     DataError
-        The file holds no columns, or none of the ids.
+        The file holds no columns, or none that could be ids.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     file = open_format(path, pairs=True)
     if isinstance(file, Arrays) or len(file.names) < 2:
         raise DataError(
             f"{path} is no table of entities: it needs a column of ids and others with what they "
             "stand for."
         )
+    if not _able(file):
+        raise DataError(f"{path} has no column of texts or numbers that could be ids.")
+    return file
+
+
+def read_entities(path: str | Path, wanted: Sequence[str]) -> EntityTexts:
+    """Read the rows of a table whose id is wanted, block by block, twice.
+
+    Parameters
+    ----------
+    path : as `open_entities` takes it. The ids are in the column that has most of them; see
+        `_id_column`.
+    wanted : ids.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    file = open_entities(path)
     ids = pa.array(list(dict.fromkeys(wanted)), pa.string())
     key = _id_column(file, ids)
-    columns = [name for name in file.names if name != key and _plain(file.type_of(name))]
-    columns = columns[:MOST_COLUMNS]
+    columns = [name for name in _able(file) if name != key][:MOST_COLUMNS]
     rows: dict[str, list[str]] = {}
     for batch in file.batches([key, *columns]):
         texts = [column.cast(pa.string()) for column in batch.columns]
@@ -66,32 +76,40 @@ def read_entities(path: str | Path, wanted: Sequence[str]) -> EntityTexts:
             continue
         for cells in zip(*(text.filter(found).to_pylist() for text in texts), strict=True):
             rows.setdefault(cells[0], ["" if cell is None else cell for cell in cells[1:]])
-    if len(ids) and not rows:
-        raise DataError(
-            f"{path} has none of the ids in its column {key!r}, such as {ids[0].as_py()!r}: name "
-            "the column of ids 'id'."
-        )
-    return EntityTexts(columns, rows)
+    return EntityTexts(columns, rows, key)
 
 
 def _id_column(file: Columns, ids: pa.Array) -> str:
-    """Return the column that has most of the ids in the first rows; of equal ones the likeliest."""
+    """Return the column that has most different ids, or one named like ids if it has half as many.
+
+    Of columns with as many ids that is the likeliest by its name, then the one with fewer repeats.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     from fastpair.ingest import names_ids
 
-    able = [name for name in file.names if _plain(file.type_of(name))]
-    if not able:
-        raise DataError(f"{file.path} has no column of texts or numbers that could be ids.")
-    able.sort(key=lambda name: (name.lower() not in ("id", "ids"), not names_ids(name)))
-    first = next(file.batches(able), None)
-    if first is None:
-        return able[0]
-    found = [
-        pc.sum(pc.is_in(one.cast(pa.string()), value_set=ids)).as_py() for one in first.columns
-    ]
-    return max(zip(found, range(0, -len(able), -1), able, strict=True))[2]
+    able = _able(file)
+    found: list[set[str]] = [set() for _ in able]
+    rows = [0] * len(able)
+    for batch in file.batches(able):
+        for number, column in enumerate(batch.columns):
+            text = column.cast(pa.string())
+            text = text.filter(pc.is_in(text, value_set=ids))
+            found[number].update(text.unique().to_pylist())
+            rows[number] += len(text)
+
+    def rank(number: int) -> tuple[bool, int, bool, int]:
+        name, count = able[number], len(found[number])
+        clear = 2 * count >= max(map(len, found))
+        return clear and names_ids(name), count, name.lower() in ("id", "ids"), -rows[number]
+
+    return able[max(range(len(able)), key=rank)]
+
+
+def _able(file: Columns) -> list[str]:
+    """Return the columns that can be ids or be shown."""
+    return [name for name in file.names if _plain(file.type_of(name))]
 
 
 def _plain(kind: pa.DataType) -> bool:

@@ -17,7 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
 from fastpair.arms import choose_arms, learns_a_metric
-from fastpair.calibration import best_cut
+from fastpair.calibration import best_cut, check_cut
 from fastpair.errors import ArgumentError, DataError
 from fastpair.frames import ArrayLike, as_array, as_matrix, as_numbers, as_row_numbers
 from fastpair.functions import distinct_rows, score_pairs
@@ -168,11 +168,14 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
             raise ArgumentError("pairs_valid and y_valid go together: give both or none")
         if calibration_params is not None and self.graded:
             raise ArgumentError("calibration_params are for a threshold, which grades do not have")
+        check_cut(**(calibration_params or {}))
         rows, left, right = self._entities(pairs)
-        labels, held = self._fit_labels(y, len(left)), None
+        (labels, classes), held = self._fit_labels(y, len(left)), None
+        if calibration_params is not None and np.ptp(labels) == 0:
+            raise DataError("y has one class alone: calibration_params need good and bad pairs")
         if pairs_valid is not None:
             more, *ends = self._entities(pairs_valid, rows.shape[1])
-            known = self._known_labels(y_valid, len(ends[0]))
+            known = self._known_labels(y_valid, len(ends[0]), classes)
             held = ends[0] + len(rows), ends[1] + len(rows), known
             rows = np.concatenate([rows, more])
         first, same = distinct_rows(rows)  # what is equal is one entity, wherever it stands
@@ -190,7 +193,9 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
             seed=self._seed(),
             **self._settings(rows.shape[1]),
         )
-        if self.graded and hasattr(self, "classes_"):
+        if classes is not None:
+            self.classes_ = classes
+        elif hasattr(self, "classes_"):
             del self.classes_  # of an earlier fit
         self.model_, self.n_features_in_ = result.model, rows.shape[1]
         self.history_, self.arms_, self.notes_ = result.history, result.arms, result.notes
@@ -212,8 +217,8 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
-    def _fit_labels(self, y: ArrayLike, count: int) -> np.ndarray:
-        """Return labels (n,) float64 as they are learned, and keep the classes that they name."""
+    def _fit_labels(self, y: ArrayLike, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return labels (n,) float64 as they are learned, and classes (2,) or None for grades."""
         if y is None:
             raise ArgumentError(
                 "PairSimilarity requires y to be passed, but the target y is None: a label a pair"
@@ -221,7 +226,7 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
         labels = column_or_1d(as_array(y, "y"), warn=True)
         check_consistent_length(labels, np.empty(count))
         if self.graded:
-            return as_numbers(labels, "y").astype(np.float64)
+            return as_numbers(labels, "y").astype(np.float64), None
         check_classification_targets(labels)
         if labels.dtype.kind not in "fiub":
             raise ArgumentError(
@@ -241,8 +246,7 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
                     "bad pairs; from good ones alone, labelled 1, with loss='sampled'"
                 )
             classes = np.array([-1, 1], labels.dtype if labels.dtype.kind in "fi" else np.int64)
-        self.classes_ = classes
-        return (labels == classes[1]).astype(np.float64)
+        return (labels == classes[1]).astype(np.float64), classes
 
     def _weights(self, sample_weight: ArrayLike, labels: np.ndarray) -> np.ndarray | None:
         """Return weights (n,) or None; refuse those of which nothing or one class is left."""
@@ -262,19 +266,21 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
             )
         return weights
 
-    def _known_labels(self, y: ArrayLike, count: int) -> np.ndarray:
-        """Return labels (n,) float64 of pairs that are not learned from."""
+    def _known_labels(
+        self, y: ArrayLike, count: int, classes: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return labels (n,) float64 of pairs that are not learned from; by default as fitted."""
         labels = column_or_1d(as_array(y, "y"), warn=True)
         check_consistent_length(labels, np.empty(count))
         if self.graded:
             return as_numbers(labels, "y").astype(np.float64)
-        strange = ~np.isin(labels, self.classes_)
+        low, high = classes = self.classes_ if classes is None else classes
+        strange = ~np.isin(labels, classes)
         if strange.any():
             raise DataError(
-                f"y holds the label {labels[strange][0]}, expected {self.classes_[0]} or "
-                f"{self.classes_[1]} as in fit"
+                f"y holds the label {labels[strange][0]}, expected {low} or {high} as in fit"
             )
-        return (labels == self.classes_[1]).astype(np.float64)
+        return (labels == high).astype(np.float64)
 
     # --- pairs and points ---
 
@@ -582,15 +588,16 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
         state = dict(super().__getstate__())
         if "model_" in state:
             config, arrays = state["model_"].to_parts()
-            state["model_"] = json.dumps(config), arrays
+            state["model_"] = json.dumps(config), arrays, json.dumps(state["model_"].record)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Put an estimator together from what `__getstate__` gave."""
         state = dict(state)
         if "model_" in state:
-            config, arrays = state["model_"]
-            state["model_"] = Model.from_parts(json.loads(config), arrays)
+            config, arrays, record = state["model_"]
+            model = Model.from_parts(json.loads(config), arrays)
+            state["model_"] = replace(model, record=json.loads(record))
         super().__setstate__(state)
 
 

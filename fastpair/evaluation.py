@@ -28,6 +28,9 @@ PROBABILITY_BINS = 10
 CONFIDENCE = 0.95
 """Share of the bootstrap draws that lie within an interval."""
 
+LEAST_DEFINED = 0.25
+"""Share of the draws in which a metric must be defined to have an interval."""
+
 SHARE_DRAWN = 0.25
 """How often a draw of the bootstrap takes an entity, on average; see `entity_weights`."""
 
@@ -439,8 +442,9 @@ def measure(
     Returns
     -------
     metrics : those of `evaluate_scores` by the name of the similarity. With draws, ``intervals``
-        has [low, high] by the name of the metric; in all similarities but the first, ``gain`` has
-        ``value`` and ``interval`` of what the first one has more, draw by draw.
+        has [low, high] by the name of the metric, of those that at least `LEAST_DEFINED` of the
+        draws define; in all similarities but the first, ``gain`` has ``value`` and ``interval`` of
+        what the first one has more, draw by draw.
     """
     found = {
         name: evaluate_scores(
@@ -465,21 +469,27 @@ def measure(
             values.append(metric(weights))
     first = next(iter(similarities))
     for (name, result), values in zip(found.items(), drawn, strict=True):
-        defined = [key for key in values[0] if result.get(key) is not None]
         result["intervals"] = {
-            key: _interval_of(key, result[key], [value[key] for value in values if key in value])
-            for key in defined
+            key: _interval_of(key, result[key], own)
+            for key, own in _by_metric(values).items()
+            if result.get(key) is not None
         }
         if name != first:
+            pairs = zip(drawn[0], values, strict=True)
+            gains = _by_metric([{k: a[k] - b[k] for k in a if k in b} for a, b in pairs])
             result["gain"] = {
-                key: {
-                    "value": found[first][key] - result[key],
-                    "interval": _gain(drawn[0], values, key),
-                }
-                for key in defined
-                if found[first].get(key) is not None
+                key: {"value": found[first][key] - result[key], "interval": interval(own)}
+                for key, own in gains.items()
+                if found[first].get(key) is not None and result.get(key) is not None
             }
     return found
+
+
+def _by_metric(drawn: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Return the values of each metric that `LEAST_DEFINED` of the draws define, by its name."""
+    names = dict.fromkeys(name for one in drawn for name in one)
+    found = {name: [one[name] for one in drawn if name in one] for name in names}
+    return {name: own for name, own in found.items() if len(own) >= LEAST_DEFINED * len(drawn)}
 
 
 def _interval_of(key: str, estimate: float, values: list[float]) -> list[float]:
@@ -487,11 +497,6 @@ def _interval_of(key: str, estimate: float, values: list[float]) -> list[float]:
         return interval(values)
     # Every draw adds chance to a mean of absolute differences: that much is taken off again.
     return interval(np.maximum(np.array(values) - np.mean(values) + estimate, 0))
-
-
-def _gain(first: list[dict[str, float]], other: list[dict[str, float]], key: str) -> list[float]:
-    pairs = zip(first, other, strict=True)
-    return interval([a[key] - b[key] for a, b in pairs if key in a and key in b])
 
 
 def interval(values: list[float] | np.ndarray) -> list[float]:

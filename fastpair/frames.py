@@ -215,6 +215,14 @@ def _of_objects(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _of_pandas(value: Any, name: str) -> np.ndarray:
+    columns = [value] if not hasattr(value, "columns") else [column for _, column in value.items()]
+    if columns and all(hasattr(column.dtype, "pyarrow_dtype") for column in columns):
+        import pyarrow as pa
+
+        held = [column.array.__arrow_array__() for column in columns]
+        if not hasattr(value, "columns"):
+            return _of_arrow(held[0], name)
+        return _of_arrow(pa.table(held, [str(number) for number in range(len(held))]), name)
     if hasattr(value, "columns"):
         if value.shape[1] == 1 and value.iloc[:, 0].dtype == object:
             return _lists(value.iloc[:, 0].to_numpy(), name)

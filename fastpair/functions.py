@@ -7,6 +7,7 @@ their place to every function. Bits are those that the command line writes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, TypedDict, Unpack, overload
 
 import numpy as np
@@ -100,7 +101,8 @@ def score_pairs(
 
     Returns
     -------
-    scores : (M,) float32, `out` if that was given. Swapped pairs have the same bits.
+    scores : (M,) float32, `out` if that was given. Swapped pairs have the same bits, but
+        of asymmetric models.
 
     Raises
     ------
@@ -158,7 +160,8 @@ def pairwise(
     Returns
     -------
     scores : (N, N') float32, `out` if that was given. They are the tiles' values, within the
-        rounding of float32 sums of those of `score_pairs`; of one set, symmetric to the bit.
+        rounding of float32 sums of those of `score_pairs`; of one set, symmetric to the bit where
+        the model is.
 
     Raises
     ------
@@ -252,7 +255,8 @@ def top_k(
     shape = left.count, int(k)
     indices = _made(shape, np.int64, None if out is None else out[0], "out[0]")
     scores = _made(shape, np.float32, None if out is None else out[1], "out[1]")
-    for first, found, places in _walk(left, right, device, threads, memory).top_k(int(k)):
+    walk = _walk(left, right, device, threads, memory, itself=against is not None)
+    for first, found, places in walk.top_k(int(k)):
         rows = slice(first, first + len(found))
         indices[rows] = places
         there, found = places >= 0, found.copy()
@@ -305,7 +309,8 @@ def above_threshold(
         raise ArgumentError(f"threshold is {least!r}, expected a finite number")
     counts, indices, scores = [np.empty(0, np.int64)], [np.empty(0, np.int64)], []
     scores.append(np.empty(0, np.float32))
-    for _, own, places, found in _walk(left, right, device, threads, memory).above(float(least)):
+    walk = _walk(left, right, device, threads, memory, itself=against is not None)
+    for _, own, places, found in walk.above(float(least)):
         counts.append(own)
         indices.append(places)
         scores.append(found)
@@ -418,18 +423,49 @@ def _score_on_device(
 
 
 def _walk(
-    left: Table, right: Table | None, device: str, threads: int | None, memory: int | str | None
+    left: Table,
+    right: Table | None,
+    device: str,
+    threads: int | None,
+    memory: int | str | None,
+    itself: bool = True,
 ) -> Any:
-    """Return what walks all pairs of the tables on the chosen device."""
+    """Return what walks all pairs of the tables on the chosen device.
+
+    Without `itself`, two tables are both sides of one set, in which no row meets itself.
+    """
     pairs = left.count * (right or left).count
     choice = pick(device, pairs=pairs, least=LEAST_WALKED)
     rows = left.rows, None if right is None else right.rows, left.plan
+    walk: Any
     if not choice.runtimes:
         from fastpair.matrix import all_pairs
 
-        return all_pairs(*rows, threads=threads, memory=memory)
-    from fastpair import gpu_matrix
+        walk = all_pairs(*rows, threads=threads, memory=memory)
+    else:
+        from fastpair import gpu_matrix
 
-    return gpu_matrix.all_pairs(
-        *rows, threads=threads, memory=memory, runtimes=list(choice.runtimes)
-    )
+        options: dict[str, Any] = {"threads": threads, "memory": memory}
+        walk = gpu_matrix.all_pairs(*rows, **options, runtimes=list(choice.runtimes))
+    return walk if itself or right is None else _WithoutDiagonal(walk)
+
+
+class _WithoutDiagonal:
+    """All pairs of two tables but those of a row with the same row, as `AllPairs` yields them."""
+
+    def __init__(self, walk: Any) -> None:
+        self._walk = walk
+
+    def top_k(self, k: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        for first, scores, places in self._walk.top_k(k + 1):
+            itself = places == np.arange(first, first + len(places))[:, None]
+            order = np.argsort(itself, axis=1, kind="stable")[:, :k]
+            best = [np.take_along_axis(array, order, 1) for array in (scores, places)]
+            yield first, best[0], best[1]
+
+    def above(self, threshold: float) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        for first, counts, places, scores in self._walk.above(threshold):
+            rows = np.repeat(np.arange(len(counts)), counts)
+            others = places != first + rows
+            counts = np.bincount(rows[others], minlength=len(counts))
+            yield first, counts, places[others], scores[others]

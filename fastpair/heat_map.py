@@ -174,7 +174,7 @@ def heat_map(scores: np.ndarray, names: list[list[str]], unit: str, counts: list
     with drawing():
         import matplotlib
 
-        matplotlib.rcParams.update({"text.parse_math": False, "svg.hashsalt": "heat map"})
+        matplotlib.rcParams["text.parse_math"] = False
         canvas = Canvas(figsize=(9, 8), dpi=150, layout="constrained")
         axes = canvas.add_subplot()
         most = float(np.abs(scores).max(initial=1e-9))
@@ -200,6 +200,9 @@ def _save(picture: Figure, plot: Path) -> None:
     kind = plot.suffix.lower()[1:]
     dates: dict[str, Any] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with writing(plot), drawing():
+        import matplotlib
+
+        matplotlib.rcParams["svg.hashsalt"] = "heat map"
         try:
             picture.savefig(staged, format=kind, metadata=dates[kind])
             os.replace(staged, plot)

@@ -280,6 +280,7 @@ def evaluate(
         raise ArgumentError(f"the model {model} has no tables of its own: give EMBEDDINGS too")
     right = tables.left if tables.right is None else tables.right
     counts = len(tables.left.ids), len(right.ids)
+    graded = graded or similarity.unit == "grade"
     named, pairs = pairs, received(pairs)
     source = open_pairs(
         pairs,
@@ -318,7 +319,7 @@ def evaluate(
         )
         for name, values in scores.items()
     }
-    options = {"good": good, "graded": graded or similarity.unit == "grade"}
+    options = {"good": good, "graded": graded}
     options |= {"draws": bootstrap, "seed": seed}
     comparison = Comparison((rows[0], rows[1]), labels, scored, similarities, options)
     result = comparison.all_pairs()

@@ -358,10 +358,9 @@ def groups_figure(name: str, words: str, groups: Sequence[Group], label: str) ->
     def draw(axes: Axes) -> None:
         for number, (key, (colour, marker)) in enumerate(zip(called, looks, strict=False)):
             shift = 0.16 * (1 - 2 * number) if len(called) > 1 else 0
-            for row, group in enumerate(groups):
-                if key not in group.measured:
-                    continue
-                value, interval = group.measured[key]
+            having = [row for row, group in enumerate(groups) if key in group.measured]
+            for row in having:
+                value, interval = groups[row].measured[key]
                 at = len(groups) - 1 - row + shift
                 if interval is not None:
                     axes.plot(interval, [at, at], color=colour, linewidth=1.6)
@@ -372,7 +371,7 @@ def groups_figure(name: str, words: str, groups: Sequence[Group], label: str) ->
                     color=colour,
                     markersize=6,
                     linestyle="none",
-                    label=key if row == 0 else None,
+                    label=key if row == having[0] else None,
                 )
         names = [shortened(group.name, 24) for group in groups]
         axes.set_yticks(range(len(groups))[::-1], names)

@@ -9,6 +9,7 @@ import numpy as np
 from fastpair.comparison import Similarity
 from fastpair.heads import find_head
 from fastpair.model import Branch, Model
+from fastpair.scoring import distance_form
 
 Summary = dict[str, Any]
 
@@ -147,19 +148,27 @@ def _transitivity(similarity: Similarity, triples: dict[str, np.ndarray]) -> Sum
 def _triangle(
     similarity: Similarity, some: np.ndarray, triples: dict[str, np.ndarray]
 ) -> Summary | None:
-    """Share of triples with d(a, c) > d(a, b) + d(b, c), where d is how far a score falls."""
+    """Share of triples with d(a, c) > d(a, b) + d(b, c).
+
+    d is the distance of the scores where they have one, else how far a score falls; ``of`` says it.
+    """
     model = similarity.model
     if model.density is not None or any(find_head(h).kind != "distance" for h in model.heads):
         return None
-    # A distance scores every entity with itself the same, at the top: d is what is missing to it.
+    # A distance scores every entity with itself the same, at the top.
     zero = float(similarity(some, some).astype(np.float64).max())
+    form, what = distance_form(similarity.plan), "distances"
+    if form is None:
+        form, what = (lambda scores: zero - scores), "falls of scores"
     found: Summary = {}
     for name, (a, b, c) in triples.items():
-        ab, bc, ac = (zero - similarity(*p).astype(np.float64) for p in ((a, b), (b, c), (a, c)))
-        slack = TOLERANCE * (abs(zero) + np.abs(ab) + np.abs(bc) + np.abs(ac))
-        violated = ac > ab + bc + slack
+        ab, bc, ac = (similarity(*p).astype(np.float64) for p in ((a, b), (b, c), (a, c)))
+        # Scores may be off; a root makes the more of it the nearer two entities are.
+        off = [TOLERANCE * (abs(zero) + np.abs(scores)) for scores in (ab, bc, ac)]
+        violated = form(ac + off[2]) > form(ab - off[0]) + form(bc - off[1])
         found[name] = {
             "triples": len(a),
+            "of": what,
             "violated": float(violated.mean()) if len(a) else None,
         }
     return found

@@ -61,7 +61,6 @@ def report(material: Material) -> str:
     Raises
     ------
     ArgumentError : matplotlib is not installed.
-    DataError : the table of entities holds none of the ids.
     """
     plots.check_matplotlib()
     truth = material.comparison.truth
@@ -196,8 +195,12 @@ def _mistakes(material: Material, truth: np.ndarray | None, counted: Thresholds 
         threshold = float(counted.values[counted.at])
         worst = curves.worst_pairs(material.scores, truth, threshold)
         titles = {"bad": "Bad pairs that score highest", "good": "Good pairs that score lowest"}
-        about = f"On the wrong side of the threshold {brief(threshold)}, the worst first, at most "
-        about += f"{curves.MOST_SHOWN} of each kind. Labels can be wrong too: look here first."
+        about = (
+            f"On the wrong side of the threshold {counted.shown()[counted.at]}, the worst first, "
+        )
+        about += (
+            f"at most {curves.MOST_SHOWN} of each kind. Labels can be wrong too: look here first."
+        )
     else:
         return Html("")
     ids = {
@@ -209,6 +212,11 @@ def _mistakes(material: Material, truth: np.ndarray | None, counted: Thresholds 
     names = {entity: material.name_of(entity) for entity in sorted(ids)}
     texts = None if material.texts is None else material.texts(list(names.values()))
     parts = [paragraph(about)]
+    lacking = set(names.values()).difference(() if texts is None else texts.rows)
+    if texts is not None and lacking:
+        key = shortened(texts.key, LONGEST_NAME)
+        words = f"The column {key} of the table of entities lacks {len(lacking)} of these ids."
+        parts.append(paragraph(words, kind="note"))
     for kind, rows in worst.items():
         parts.append(element("h3", titles[kind]))
         if len(rows):

@@ -8,7 +8,7 @@ from fastpair import curves, plots
 from fastpair.curves import Thresholds
 from fastpair.markup import Html, element, paragraph, shown_figure, table, tiles, with_small
 from fastpair.model import sigmoid
-from fastpair.report_material import Material, Summary, brief, chances
+from fastpair.report_material import Material, Summary, chances
 from fastpair.wording import SIMILARITIES
 
 CANDIDATES = 1_000_000
@@ -23,7 +23,7 @@ Moves = dict[str, tuple[float, float]]
 
 def slider_data(material: Material, counted: Thresholds, moves: Moves) -> Summary:
     """Return what the script of the page reads: counts, what is shown, and how marks move."""
-    shown = {"threshold": [brief(value) for value in counted.values]}
+    shown = {"threshold": counted.shown()}
     chance = chances(material.model, counted.values)
     if chance is not None:
         shown["chance"] = [f"{value:.4f}" for value in chance]
@@ -120,7 +120,7 @@ def threshold_section(
     )
     chance = chances(material.model, counted.values)
     said: list[tuple[str, object]] = [
-        ("threshold", element("span", brief(value), data_value="threshold"))
+        ("threshold", element("span", counted.shown()[at], data_value="threshold"))
     ]
     if chance is not None:
         words = element("span", f"{chance[at]:.4f}", data_value="chance")
@@ -214,13 +214,12 @@ def calibration(material: Material, truth: np.ndarray) -> Html:
         return Html("")
     before = curves.chance_before(material.model, material.scores)
     found = None if before is None else curves.reliability(before, truth)
-    figure = plots.reliability_figure(curves.reliability(after, truth), found)
-    rows = [["probability", "pairs", "mean probability", "share of good pairs"]]
     bins = curves.reliability(after, truth)
-    for said, came, low, high, pairs in zip(
-        bins.said, bins.came, bins.low, bins.high, bins.pairs, strict=True
+    figure = plots.reliability_figure(bins, found)
+    rows = [["probability", "pairs", "mean probability", "share of good pairs"]]
+    for tenth, said, came, low, high, pairs in zip(
+        bins.bins, bins.said, bins.came, bins.low, bins.high, bins.pairs, strict=True
     ):
-        tenth = min(int(said * 10), 9)
         rows.append(
             [
                 f"{tenth / 10:.1f} to {(tenth + 1) / 10:.1f}",

@@ -59,6 +59,7 @@ def as_table(
     precision: str | None,
     side: str = "both",
     threads: int | None = None,
+    option: str = "model",
 ) -> Table:
     """Return folded embeddings.
 
@@ -70,6 +71,7 @@ def as_table(
     precision : of the columns, default float32; a table brings its own.
     side : "both"; "left" or "right" in asymmetric models.
     threads : number of threads; default one for each processor.
+    option : what messages call the model.
 
     Raises
     ------
@@ -77,10 +79,10 @@ def as_table(
     MismatchError : the model takes another number of columns.
     """
     if isinstance(embeddings, Table):
-        for option, given in (("model", model), ("precision", precision)):
+        for other, given in ((option, model), ("precision", precision)):
             if given is not None:
                 raise ArgumentError(
-                    f"{option} is given but {name} are a table, which has its own: leave it out"
+                    f"{other} is given but {name} are a table, which has its own: leave it out"
                 )
         if embeddings.isolated is not None:
             raise DataError(
@@ -116,10 +118,13 @@ def both_tables(
     model: ModelLike | None,
     precision: str | None,
     threads: int | None,
+    names: tuple[str, str] = ("embeddings", "against"),
+    option: str = "model",
 ) -> tuple[Table, Table | None]:
     """Return the left table and the right one, or None where it is the same, with equal plans.
 
-    An asymmetric model folds embeddings of one kind into two tables.
+    An asymmetric model folds embeddings of one kind into two tables. Messages call the two `names`
+    and the model `option`.
 
     Raises
     ------
@@ -127,15 +132,16 @@ def both_tables(
     """
     given = isinstance(embeddings, Table), isinstance(against, Table)
     if against is not None and given[0] != given[1]:
-        which = ("embeddings", "against")[given[1]]
-        raise ArgumentError(f"{which} is a table and the other is not: give both in one form")
+        raise ArgumentError(
+            f"{names[given[1]]} is a table and the other is not: give both in one form"
+        )
     if given[0]:
-        left = as_table(embeddings, "embeddings", model, precision)
+        left = as_table(embeddings, names[0], model, precision, option=option)
         if against is None:
             if left.side != "both":
                 raise ArgumentError(f"the table holds {left.side} entities: give the others too")
             return left, None
-        right = as_table(against, "against", None, None)
+        right = as_table(against, names[1], None, None)
         if left.fingerprint != right.fingerprint:
             raise MismatchError("the two tables are of two models: fold both with one")
         if "both" not in (left.side, right.side) and (left.side, right.side) != ("left", "right"):
@@ -145,10 +151,10 @@ def both_tables(
     else:
         chosen = as_model("cosine" if model is None else model)
         sides = ("left", "right") if chosen.asymmetric else ("both", "both")
-        left = as_table(embeddings, "embeddings", chosen, precision, sides[0], threads)
+        left = as_table(embeddings, names[0], chosen, precision, sides[0], threads)
         if against is None and not chosen.asymmetric:
             return left, None
-        name, others = ("embeddings", embeddings) if against is None else ("against", against)
+        name, others = (names[0], embeddings) if against is None else (names[1], against)
         right = as_table(others, name, chosen, precision, sides[1], threads)
     left_rows, right_rows, plan = meet(left.rows, left.plan, right.rows, right.plan)
     return _with(left, left_rows, plan), _with(right, right_rows, plan)

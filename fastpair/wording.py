@@ -36,9 +36,8 @@ def metric_table(summary: Summary) -> list[list[str]]:
     beside = {name: words for name, words in SIMILARITIES.items() if name in summary}
     others = [summary[name] for name in beside]
     rows = [["", "model", *beside.values()]]
-    graded = summary["auc"] is None or "spearman" in summary.get("intervals", {})
     for key, name in METRICS.items():
-        if summary.get(key) is None or (key in ("spearman", "pearson") and not graded):
+        if summary.get(key) is None or (key in ("spearman", "pearson") and not summary["graded"]):
             continue
         if key in ("f1", "precision", "recall"):
             name += f" at {summary['threshold']:.4g}"
@@ -119,8 +118,9 @@ def property_lines(found: Summary) -> list[str]:
     ):
         for name, triples in (found[kind] or {}).items():
             if triples["triples"]:
+                of = f" of {triples['of']}" if "of" in triples else ""
                 lines.append(
-                    f"{what}: violated by {triples['violated']:.2%} of {triples['triples']} "
+                    f"{what}{of}: violated by {triples['violated']:.2%} of {triples['triples']} "
                     f"{name} triples"
                 )
     return lines

@@ -4,9 +4,11 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,14 +17,22 @@ from tables import products_only, random_plan, random_table, some_layout
 import fastpair
 from fastpair import attention
 from fastpair.attention import SoftLookup
-from fastpair.errors import ArgumentError, FastpairError, MemoryBudgetError, MismatchError
+from fastpair.errors import (
+    ArgumentError,
+    DataError,
+    FastpairError,
+    MemoryBudgetError,
+    MismatchError,
+)
 from fastpair.folding import fold
+from fastpair.id_tables import IdTable, IdTables
 from fastpair.kernels import LINKS, Plan, RowLayout
 from fastpair.kernels.attention import KEYS, soften
 from fastpair.kernels.simd import address, jit
 from fastpair.kernels.tile import TILE_COLUMNS, TILE_ROWS
-from fastpair.model import builtin
+from fastpair.model import Branch, Model, builtin
 from fastpair.scoring import PairScorer
+from fastpair.towers import Linear
 
 SMALL = 64 * 2**20
 
@@ -314,6 +324,47 @@ def test_tables_of_two_models_do_not_meet(tmp_path):
         fastpair.lookup(one, other, np.ones((5, 1)))
     with pytest.raises(ArgumentError, match="both in one form"):
         fastpair.lookup(one, np.eye(5), np.ones((5, 1)))
+
+
+def asymmetric_model():
+    rng = np.random.default_rng(5)
+    towers = [Linear(rng.normal(size=(3, 5))) for _ in range(2)]
+    return Model([Branch("product", {"weight": rng.normal(size=3)}, *towers)], 5)
+
+
+def test_tables_of_an_asymmetric_model_are_queries_left_and_keys_right():
+    model, vectors, values = (
+        asymmetric_model(),
+        np.random.default_rng(6).normal(size=(9, 5)),
+        np.eye(9),
+    )
+    left, right = (fastpair.fold(vectors, model, side=side) for side in ("left", "right"))
+    both = fastpair.lookup(left, right, values)
+    assert both.tobytes() == fastpair.lookup(vectors, vectors, values, head=model).tobytes()
+    with pytest.raises(ArgumentError, match="give queries and keys apart"):
+        fastpair.lookup(vectors, None, values, head=model)
+    with pytest.raises(ArgumentError, match="the table holds left entities: give the others too"):
+        fastpair.lookup(left, None, values)
+    for one, other in ((right, left), (left, left)):
+        with pytest.raises(MismatchError, match="entities, expected left and right"):
+            fastpair.lookup(one, other, values)
+
+
+def test_rows_that_are_not_finite_are_no_keys_and_no_queries():
+    table = fastpair.fold(np.eye(5))
+    spoiled = replace(table, isolated=np.arange(5) == 2)
+    for queries, keys, name in ((spoiled, None, "queries"), (table, spoiled, "keys")):
+        with pytest.raises(DataError, match=f"{name} are a table with rows .* not finite"):
+            fastpair.lookup(queries, keys, np.eye(5))
+
+
+def test_a_lookup_ignores_no_model_that_is_given():
+    with pytest.raises(ArgumentError, match="head is given but queries are a table"):
+        fastpair.lookup(fastpair.fold(np.eye(5)), None, np.eye(5), head="dot")
+    tables = IdTables(IdTable(pa.array(list("abc")), np.eye(3)))
+    model = Model([Branch("product", {"weight": np.ones(3)})], 3, tables=tables)
+    with pytest.raises(ArgumentError, match="learned ids and has tables of its own"):
+        fastpair.lookup(np.eye(3), None, np.eye(3), head=model)
 
 
 OTHER_SHAPE = """

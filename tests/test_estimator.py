@@ -219,9 +219,39 @@ def test_good_pairs_alone_are_enough_for_the_loss_sampled(digits):
     assert model.score(others, truth) > 0.8
 
 
+def test_a_threshold_that_cannot_be_chosen_is_refused_before_training(digits, monkeypatch):
+    X, (pairs, y), _ = digits
+    monkeypatch.setattr("fastpair.estimator.train", None)
+    for params, words in (
+        ({"strategy": "none"}, "strategy is 'none'"),
+        ({"strategy": "max_tpr"}, "min_rate is None"),
+        ({"strategy": "f_beta", "beta": -1.0}, "beta is -1.0"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            quick(preprocessor=X).fit(pairs, y, calibration_params=params)
+    one = quick("cosine", loss="sampled", preprocessor=X)
+    with pytest.raises(DataError, match="one class alone"):
+        one.fit(pairs[y > 0], y[y > 0], calibration_params={})
+
+
+def test_a_refit_that_fails_changes_nothing(digits):
+    X, (pairs, y), (others, truth) = digits
+    model = quick(preprocessor=X, epochs=1).fit(pairs, y)
+    before = model.predict(others)
+    with pytest.raises(FastpairError):
+        model.set_params(batch=1).fit(pairs, np.where(y > 0, 20, 10))
+    np.testing.assert_array_equal(model.classes_, [-1, 1])
+    np.testing.assert_array_equal(model.predict(others), before)
+    model.set_params(batch=64)
+    model.fit(
+        pairs, np.where(y > 0, 20, 10), pairs_valid=others, y_valid=np.where(truth > 0, 20, 10)
+    )
+    np.testing.assert_array_equal(model.classes_, [10, 20])
+
+
 def test_every_parameter_reaches_training(digits):
     """Each one is refused by training when it is wrong, or changes what is learned."""
-    X, (pairs, y), _ = digits
+    X, (pairs, y), (others, _) = digits
     wrong = {
         "head": "none",
         "dim": 0,
@@ -250,21 +280,24 @@ def test_every_parameter_reaches_training(digits):
     for name, value in wrong.items():
         with pytest.raises((FastpairError, ValueError)):
             PairSimilarity(**{"preprocessor": X, name: value}).fit(pairs, y)
-    plain = quick("cosine", preprocessor=X, epochs=1).fit(pairs, y).model_.fingerprint()
+    # Fingerprints would differ by what is noted alone: scores are what was learned.
+    plain = quick("cosine", preprocessor=X, epochs=1).fit(pairs, y).pair_score(others)
     for name, value in changed.items():
         other = quick("cosine", preprocessor=X, epochs=1, **{name: value}).fit(pairs, y)
-        assert other.model_.fingerprint() != plain, name
+        assert not np.array_equal(other.pair_score(others), plain), name
 
 
 def test_equal_seeds_give_equal_models_for_any_number_of_threads(digits):
-    X, (pairs, y), _ = digits
+    X, (pairs, y), (others, _) = digits
     one, two, other = (
-        quick("cosine+absdiff", preprocessor=X, epochs=1, random_state=seed, threads=threads)
-        .fit(pairs, y)
-        .model_.fingerprint()
+        quick("cosine+absdiff", preprocessor=X, epochs=1, random_state=seed, threads=threads).fit(
+            pairs, y
+        )
         for seed, threads in ((3, 1), (3, 2), (np.random.RandomState(5), 1))
     )
-    assert one == two != other
+    assert one.model_.fingerprint() == two.model_.fingerprint()
+    assert one.pair_score(others).tobytes() == two.pair_score(others).tobytes()
+    assert one.pair_score(others).tobytes() != other.pair_score(others).tobytes()
 
 
 def test_validation_pairs_and_weights_are_used(digits):
@@ -367,6 +400,7 @@ def test_a_pickle_has_the_same_bits(digits, head, way, tmp_path):
         joblib.dump(model, tmp_path / "model")
         again = joblib.load(tmp_path / "model")
     assert again.model_.fingerprint() == model.model_.fingerprint()
+    assert again.model_.record == model.model_.record != {}
     for name in ("decision_function", "predict", "predict_proba"):
         assert getattr(again, name)(others).tobytes() == getattr(model, name)(others).tobytes()
     state = model.__getstate__()["model_"]

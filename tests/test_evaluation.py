@@ -169,6 +169,29 @@ def test_similarities_are_compared_draw_by_draw():
     json.dumps(found, allow_nan=False)
 
 
+def test_few_good_pairs_have_intervals_though_some_draws_have_none():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        labels = np.arange(12) < 3
+        scored = {name: Scored(rng.normal(size=12)) for name in ("one", "other")}
+        left, right = rng.integers(0, 6, (2, 12))
+        found = measure(scored, labels, left, right, draws=40, seed=seed)
+        for result in found.values():
+            low, high = result["intervals"]["auc"]
+            assert 0 <= low <= high <= 1
+        assert {"auc", "average_precision", "eer"} <= set(found["other"]["gain"])
+
+
+def test_what_few_draws_define_has_no_interval():
+    # Above the threshold is entity 0 alone, which 22 of 100 draws take.
+    left, right = np.array([0, 0, *range(1, 20)]), np.array([0, 0, *[30] * 19])
+    labels, scored = np.arange(21) % 2, Scored(np.where(left == 0, 1.0, 0.0), 0.5)
+    found = measure({"one": scored}, labels, left, right, draws=500)["one"]
+    assert found["precision"] == 0.5
+    assert "precision" not in found["intervals"]
+    assert "recall" in found["intervals"]
+
+
 def test_means_have_intervals_too():
     hits = np.stack([np.ones(200), np.arange(200) % 2], axis=1)
     always, half = measure_mean(hits, np.arange(200), np.arange(200, 400), 200)

@@ -82,6 +82,19 @@ def pandas_lists(array):
     return pandas.DataFrame({"vectors": [row.tolist() for row in array]}, dtype=object)
 
 
+def pandas_arrow_lists(array):
+    pandas = pytest.importorskip("pandas")
+    kind = pandas.ArrowDtype(pa.list_(pa.array(array[:, 0]).type, array.shape[1]))
+    return pandas.DataFrame({"vectors": pandas.Series(array.tolist(), dtype=kind)})
+
+
+def pandas_arrow_series(array):
+    pandas = pytest.importorskip("pandas")
+    return pandas.Series(
+        array.tolist(), dtype=pandas.ArrowDtype(wide(array)), index=range(5, 5 + len(array))
+    )
+
+
 def polars_frame(array):
     polars = pytest.importorskip("polars")
     return polars.DataFrame({f"c{n}": column for n, column in enumerate(array.T)})
@@ -121,6 +134,8 @@ HOLDERS = {
     "pandas nullable": pandas_nullable,
     "pandas over Arrow": pandas_arrow,
     "pandas lists": pandas_lists,
+    "pandas lists over Arrow": pandas_arrow_lists,
+    "pandas series of lists over Arrow": pandas_arrow_series,
     "polars": polars_frame,
     "polars lists": polars_lists,
     "polars arrays": polars_arrays,

@@ -237,6 +237,26 @@ def test_an_asymmetric_model_folds_either_side(X, pairs):
         fastpair.fold(X, model)
 
 
+def test_no_row_is_its_own_neighbour_in_an_asymmetric_model_either(X):
+    model = asymmetric_model()
+    scores = fastpair.pairwise(X, model=model)
+    others = ~np.eye(COUNT, dtype=bool)
+    for k in (3, COUNT + 2):
+        places, best = fastpair.top_k(X, k, model=model)
+        assert places.shape == best.shape == (COUNT, k)
+        kept = np.where(others, scores, -np.inf)
+        expected = np.argsort(-kept, axis=1, kind="stable")[:, : min(k, COUNT - 1)]
+        np.testing.assert_array_equal(places[:, : COUNT - 1], expected)
+        assert (places[:, COUNT - 1 :] == -1).all()
+        assert np.isnan(best[:, COUNT - 1 :]).all()
+    above = fastpair.above_threshold(X, 0.0, model=model)
+    assert not above.diagonal().any()
+    assert above.nnz == (others & (scores >= 0)).sum() < (scores >= 0).sum()
+    # Against themselves as others, they are.
+    assert fastpair.above_threshold(X, 0.0, X, model=model).nnz == (scores >= 0).sum()
+    assert (fastpair.top_k(X, COUNT, X, model=model)[0] >= 0).all()
+
+
 def test_a_fitted_estimator_is_a_model_too(X, pairs):
     y = np.where(np.arange(500) % 3, -1, 1)
     learned = fastpair.PairSimilarity(epochs=1, preprocessor=X).fit(pairs, y)

@@ -292,6 +292,14 @@ def test_evaluate_needs_no_embeddings_and_measures_unknown_ids_apart(folder):
         jobs.evaluate(folder / "model.h5", folder / "left.h5", folder / "test.csv")
 
 
+def test_grades_of_plus_and_minus_one_are_grades_to_a_model_of_grades(folder, tmp_path):
+    (tmp_path / "signs.csv").write_text("user_id,item_id,rating\nu1,3,-1\nu2,5,1\nu3,4,-1\n")
+    found = id_jobs.evaluate(folder / "model.h5", tmp_path / "signs.csv", bootstrap=0)
+    labels, users, items = [-1, 1, -1], [1, 2, 3], [3, 5, 4]
+    errors = [abs(grade_of(u, i) - one) for u, i, one in zip(users, items, labels, strict=True)]
+    assert found["mae"] == pytest.approx(np.mean(errors), abs=0.3)
+
+
 def test_nearest_asks_left_ids_and_answers_right_ones(folder):
     answer = nearest(folder / "model.h5", None, ["u1"], k=3)["answers"][0]
     model = read_model(folder / "model.h5")

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -24,6 +25,7 @@ from fastpair.files import read_model, write_model
 from fastpair.model import Branch, Isotonic, Model, Preparation, builtin, probabilities
 from fastpair.properties import measure_properties
 from fastpair.towers import Linear
+from fastpair.wording import metric_table, property_lines
 
 
 def learned_model(columns=6, **fields):
@@ -176,6 +178,22 @@ def test_grades_are_measured_by_correlations(world, tmp_path):
     both = jobs.evaluate("cosine", tmp_path / "v.npy", tmp_path / "p.h5", good=3, bootstrap=20)
     assert both["n_good"] == (grades >= 3).sum()
     assert {"auc", "spearman"} <= set(both["intervals"])
+    few = jobs.evaluate("cosine", tmp_path / "v.npy", tmp_path / "p.h5", good=3, bootstrap=0)
+    for summary in (found, both, few):
+        assert {"Spearman", "Pearson"} <= {row[0] for row in metric_table(summary)}
+    assert "Spearman" not in {row[0] for row in metric_table(evaluated(world))}
+
+
+def test_grades_of_plus_and_minus_one_are_grades_to_a_model_of_grades(world, tmp_path):
+    embeddings, left, right, labels, _ = numbers_of(world)
+    np.save(tmp_path / "v.npy", embeddings)
+    with h5py.File(tmp_path / "p.h5", "w") as file:
+        file["pairs"], file["label"] = np.stack([left, right], 1), 2 * labels - 1
+    model = replace(builtin("cosine"), unit="grade")
+    write_model(tmp_path / "m.h5", model)
+    found = jobs.evaluate(tmp_path / "m.h5", tmp_path / "v.npy", tmp_path / "p.h5", bootstrap=0)
+    errors = model.score(embeddings[left], embeddings[right]) - (2 * labels - 1)
+    assert found["mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-5)
 
 
 def test_a_curve_of_probabilities_is_what_is_measured(world, tmp_path):
@@ -238,15 +256,38 @@ def test_the_dot_product_is_not_reflexive():
     assert found["reflexivity"] == expected
 
 
-def test_a_metric_violates_no_triangle_and_its_square_does():
+METRICS = {
+    "mahalanobis": {"log_weight": np.zeros(1)},
+    "sqdiff": {"weight": -np.ones(3)},
+    "absdiff": {"weight": -np.ones(3)},
+    "hyperbolic": {"log_scale": np.zeros(1)},
+}
+
+
+@pytest.mark.parametrize("head", ["euclidean", "manhattan", *METRICS])
+def test_a_metric_violates_no_triangle(head):
+    """Where a score is minus a square, the distance is its root."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 3))
+    rows[30:] = rows[:30] + 1e-3 * rng.normal(size=(30, 3))  # a root makes much of what is small
+    model = builtin(head) if head not in METRICS else None
+    if model is None:
+        link = "negative_arcosh" if head == "hyperbolic" else "identity"
+        model = Model([Branch(head, METRICS[head])], 3, link=link, offset=7.0, slope=2.0)
+    found = measure_properties(Similarity(model, rows))["triangle"]
+    assert all(triples["triples"] > 10_000 for triples in found.values())
+    assert all(triples["violated"] == 0 for triples in found.values())
+    assert {triples["of"] for triples in found.values()} == {"distances"}
+
+
+def test_differences_that_are_no_metric_violate_triangles():
     rows = np.random.default_rng(0).normal(size=(60, 3))
-    for name, violated in (("euclidean", False), ("manhattan", False), ("squared", True)):
-        model = builtin("euclidean" if name == "squared" else name)
-        if name == "squared":
-            model.link = "identity"
-        found = measure_properties(Similarity(model, rows))["triangle"]
-        assert all(triples["triples"] > 10_000 for triples in found.values())
-        assert (found["random"]["violated"] > 0) == violated
+    branches = [Branch(head, {"weight": -np.ones(3)}) for head in ("sqdiff", "absdiff")]
+    found = measure_properties(Similarity(Model(branches, 3, Preparation()), rows))
+    assert found["triangle"]["random"]["violated"] > 0.01
+    assert found["triangle"]["random"]["of"] == "falls of scores"
+    (line, _) = (line for line in property_lines(found) if line.startswith("triangle"))
+    assert line.startswith("triangle inequality of falls of scores: violated by ")
 
 
 def test_violated_triples_of_probabilities_are_counted():

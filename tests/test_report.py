@@ -4,7 +4,9 @@ import csv
 import html
 import json
 import re
+import warnings
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -12,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fastpair import jobs
+from fastpair import jobs, plots
 from fastpair.cli import commands
 from fastpair.cli.measured import curve, history_lines
 from fastpair.curves import (
@@ -32,11 +36,13 @@ from fastpair.curves import (
 )
 from fastpair.entities import read_entities
 from fastpair.errors import ArgumentError, DataError, FileError
+from fastpair.evaluation import Scored
 from fastpair.files import read_model, write_model
 from fastpair.heat_map import MOST_SHOWN as MOST_DRAWN
 from fastpair.heat_map import leaf_order
 from fastpair.markup import json_text
 from fastpair.model import Branch, Isotonic, Model, Preparation
+from fastpair.report_scores import calibration
 from fastpair.towers import Linear
 
 pytest.importorskip("matplotlib")
@@ -398,10 +404,32 @@ def test_a_report_is_refused_in_one_sentence_before_any_work(world, tmp_path, mo
         jobs.evaluate(*files, report=tmp_path / "s.html", entities=tmp_path / "none.csv")
     with pytest.raises(ArgumentError, match="give report too"):
         jobs.evaluate(*files, entities=world / "entities.csv")
+    (tmp_path / "one.csv").write_text("id\na\n")
+    np.save(tmp_path / "e.npy", np.eye(3))
+    pq.write_table(pa.table({"a": [[1]], "b": [[2]]}), tmp_path / "nested.parquet")
+    monkeypatch.setattr("fastpair.jobs.measuring.load_model", None)
+    for name, words in (
+        ("one.csv", "no table of entities"),
+        ("e.npy", "no table of entities"),
+        ("nested.parquet", "no column of texts or numbers"),
+    ):
+        with pytest.raises(DataError, match=words):
+            jobs.evaluate(*files, report=tmp_path / "s.html", entities=tmp_path / name)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ArgumentError, match=r"pip install 'fastpair\[report\]'"):
         jobs.evaluate(*files, report=tmp_path / "s.html")
     assert (tmp_path / "r.html").read_text() == "mine"
+
+
+def test_a_table_without_the_ids_is_a_note_on_the_page(world, tmp_path):
+    (tmp_path / "e.csv").write_text("id,text\nnobody,words of nobody\n")
+    evaluated(world, "bare.html", entities=tmp_path / "e.csv")
+    text = (world / "bare.html").read_text(encoding="utf-8")
+    (ids,) = re.findall(r"The column id of the table of entities lacks (\d+) of these ids\.", text)
+    assert int(ids) > 0
+    assert "words of nobody" not in text
+    evaluated(world, "whole.html", entities=world / "entities.csv")
+    assert "of these ids" not in (world / "whole.html").read_text(encoding="utf-8")
 
 
 def test_the_command_says_where_the_report_is_and_what_goes_with_it(world, tmp_path):
@@ -427,11 +455,40 @@ def test_texts_of_entities_come_from_csv_and_parquet_by_their_id(tmp_path):
     found = read_entities(tmp_path / "e.parquet", ["8", "7"])
     assert found.columns == ["price", "ok"]
     assert found.rows == {"7": ["1.5", "true"], "8": ["", "true"]}
-    with pytest.raises(DataError, match="none of the ids"):
-        read_entities(tmp_path / "e.tsv", ["c"])
+    assert read_entities(tmp_path / "e.tsv", ["c"]).rows == {}
     np.save(tmp_path / "e.npy", np.eye(3))
     with pytest.raises(DataError, match="no table of entities"):
         read_entities(tmp_path / "e.npy", ["c"])
+
+
+def test_the_column_of_ids_is_the_one_with_most_different_ids(tmp_path):
+    wanted = ["3", "17", "250", "999"]
+    lines = [f"{n},product {n},{n % 5 + 1}" for n in range(1000)]
+    (tmp_path / "e.csv").write_text("\n".join(["id,title,rating", *lines]))
+    found = read_entities(tmp_path / "e.csv", wanted)
+    assert found.rows == {n: [f"product {n}", str(int(n) % 5 + 1)] for n in wanted}
+    # As many in both: its name tells, or that it repeats none.
+    for name in ("id", "number"):
+        (tmp_path / "e.csv").write_text(
+            "\n".join([f"rating,{name}", *(f"{n % 5},{n}" for n in range(99))])
+        )
+        assert read_entities(tmp_path / "e.csv", ["1", "2", "3"]).columns == ["rating"]
+    # A column called id that has nearly none of them is the id of something else.
+    lines = [f"{n},s{n},words {n}" for n in range(9)]
+    (tmp_path / "e.csv").write_text("\n".join(["id,article,text", *lines, "s1,x,y"]))
+    found = read_entities(tmp_path / "e.csv", ["s1", "s2", "s3", "s4"])
+    assert found.rows["s3"] == ["3", "words 3"]
+
+
+def test_ids_are_found_wherever_in_a_table_they_stand(tmp_path):
+    count = 200_000
+    table = pa.table(
+        {"group": np.arange(count) % 7, "article": np.arange(count) + 10, "text": ["x"] * count}
+    )
+    pq.write_table(table, tmp_path / "e.parquet", row_group_size=10_000)
+    wanted = ["5", "190005", "190006", "190007"]
+    found = read_entities(tmp_path / "e.parquet", wanted)
+    assert (found.columns, list(found.rows)) == (["group", "text"], wanted[1:])
 
 
 # --- what is drawn ---
@@ -452,6 +509,49 @@ def test_counts_at_thresholds_are_those_of_plain_comparison():
         best = count_at_thresholds(scores, truth)
         f1 = 2 * best.hits / (best.taken + best.good)
         assert f1[best.at] == f1.max()
+
+
+TINY = 1e-7
+LEVELS = [0.99999911, 0.99999923, 0.99999935, 0.99999952, 0.99999964]
+
+
+@given(
+    st.lists(
+        st.floats(-1, 1, width=32) | st.floats(1 - TINY, 1) | st.sampled_from(LEVELS), min_size=2
+    )
+)
+def test_every_score_is_a_threshold_that_can_be_read(scores):
+    scores, truth = np.array(scores), np.arange(len(scores)) % 2 == 0
+    found = count_at_thresholds(scores, truth)
+    levels = np.unique(scores)
+    np.testing.assert_array_equal(found.values, levels)
+    assert found.taken[0] == len(scores)
+    shown = np.array([float(text) for text in found.shown()])
+    assert (shown <= levels).all()
+    assert (shown[1:] > levels[:-1]).all()
+
+
+def test_thresholds_are_shown_with_the_digits_that_they_need():
+    truth = np.array([False, False, True, True, True])
+    found = count_at_thresholds(np.array(LEVELS), truth)
+    assert found.shown() == ["0.999999", "0.9999992", "0.9999993", "0.9999995", "0.9999996"]
+    assert (found.hits[found.at], found.taken[found.at]) == (3, 3)
+    found = count_at_thresholds(np.array([0.12345678, 0.3, 0.98765432]), truth[:3])
+    assert found.taken.tolist() == [3, 2, 1]
+    assert found.shown() == ["0.123456", "0.3", "0.987654"]
+
+
+def test_of_many_scores_too_the_lowest_and_the_best_are_thresholds():
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        truth = rng.random(3000) < 0.1
+        scores = rng.normal(size=3000) + truth * rng.normal(2, 1)
+        found = count_at_thresholds(scores, truth)
+        assert found.values[0] == scores.min()
+        assert found.taken[0] == len(scores)
+        order = np.argsort(-scores)
+        every = 2 * np.cumsum(truth[order]) / (np.arange(1, 3001) + truth.sum())
+        assert 2 * found.hits[found.at] / (found.taken[found.at] + found.good) == every.max()
 
 
 def test_curves_are_those_of_scikit_learn_and_thin_evenly():
@@ -488,6 +588,19 @@ def test_reliability_counts_what_came_true():
     assert found.said == pytest.approx([0.05, 0.55, 0.975])
     assert ((found.low >= 0) & (found.low <= found.came + 1e-9)).all()
     assert found.high[0] == pytest.approx(0.9055, abs=1e-3)  # Wilson, one of two
+
+
+def test_a_mean_that_rounds_below_its_bin_is_in_its_bin():
+    chance, truth = np.full(10, 0.1), np.arange(10) < 1
+    assert reliability(chance, truth).said[0] < 0.1  # ten times 0.1 is less than 1
+    scored = {"model": Scored(np.zeros(10), probability=chance)}
+    model = a_model(record={})
+    material = SimpleNamespace(
+        comparison=SimpleNamespace(scored=scored), model=model, scores=np.zeros(10)
+    )
+    shown = str(calibration(material, truth))
+    assert "0.1 to 0.2" in shown
+    assert "0.0 to 0.1" not in shown
 
 
 def test_what_a_model_said_before_calibration_is_taken_back():
@@ -599,6 +712,20 @@ def test_curves_in_the_terminal_are_as_high_as_their_values():
 # --- the heat map ---
 
 
+def test_groups_are_labelled_though_the_first_one_has_no_pairs():
+    """As with pairs of entities that training never saw: of "both seen" there is none."""
+    measured = {"model": (0.9, [0.8, 0.95]), "raw cosine": (0.7, None)}
+    groups = [
+        plots.Group("both seen"),
+        plots.Group("one seen", measured),
+        plots.Group("none", measured),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = str(plots.groups_figure("parts", "words", groups, "AUC").svg)
+    assert drawn.count(">model<") == drawn.count(">raw cosine<") == 1
+
+
 def test_a_heat_map_is_drawn_of_few_and_of_many_entities(world, tmp_path):
     jobs.project(world / "model.h5", world / "embeddings.h5", tmp_path / "t.h5")
     arguments = ["matrix", str(tmp_path / "t.h5"), "--top-k", "2", "--json"]
@@ -623,8 +750,11 @@ def test_a_heat_map_is_drawn_of_few_and_of_many_entities(world, tmp_path):
     found = plot_table(tmp_path / "many.h5", None, tmp_path / "many.png")
     assert found["plot_sampled"]
     assert 40 < found["plot_shape"][0] <= MOST_DRAWN
-    plot_table(tmp_path / "many.h5", None, tmp_path / "again.png")
-    assert (tmp_path / "many.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    for kind in ("png", "svg", "pdf"):
+        one, other = (tmp_path / f"{name}.{kind}" for name in ("one", "other"))
+        for plot in (one, other):
+            plot_table(tmp_path / "t.h5", None, plot)
+        assert one.read_bytes() == other.read_bytes(), kind
 
 
 def test_similar_rows_come_side_by_side():

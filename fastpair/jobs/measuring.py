@@ -90,6 +90,7 @@ def evaluate(
     ids = source.ids
     columns: Summary = {"left_column": left_column, "right_column": right_column, "keys": keys}
     columns["options"] = reading
+    graded = graded or similarity.unit == "grade"
     signed = good is None and not graded
     left, right, labels, extra, assumed = _labelled_and_more(
         pairs, source, by, label_column=label_column, signed_labels=signed, **columns
@@ -110,7 +111,7 @@ def evaluate(
         right,
         labels,
         good=good,
-        graded=graded or similarity.unit == "grade",
+        graded=graded,
         draws=bootstrap,
         seed=seed,
         threads=threads,

@@ -44,6 +44,10 @@ def check_report(
     check_output(report, overwrite=overwrite, inputs=files)
     if entities is not None and not Path(entities).is_file():
         raise FileError(f"{entities} does not exist: give a table of entities, such as .csv.")
+    if entities is not None:
+        from fastpair.entities import open_entities
+
+        open_entities(entities)
 
 
 def write_report(
