@@ -30,10 +30,11 @@ from fastpair.cli.shared import (
     spelled,
     threads_option,
 )
+from fastpair.cli.words import DEVICES, complete_model, completing
 
 
 @commands.command(epilog=BUILTIN_HELP)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.argument("files", type=path_type, nargs=-1, metavar="[EMBEDDINGS] PAIRS")
 @good_option
 @click.option("--graded", is_flag=True, help="Labels are grades.")
@@ -171,6 +172,7 @@ class PairsOrCount(click.ParamType):
     default="auto",
     show_default=True,
     metavar="DEVICE",
+    shell_complete=completing(DEVICES),
     help="GPU to measure beside the CPU: auto (the first, if there is one), cpu (none), gpu:1.",
 )
 @click.option(

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from fastpair.cli.words import DEVICES, completing
+
 BUILTIN_HELP = "MODEL is a model file or one of cosine, dot, euclidean, manhattan."
 
 Summary = dict[str, Any]
@@ -178,6 +180,7 @@ device_options = options_together(
         default="auto",
         show_default=True,
         metavar="DEVICE",
+        shell_complete=completing(DEVICES),
         help="auto, cpu, gpu (all that are there), gpu:1 or gpu:0,1.",
     ),
     click.option(
