@@ -211,11 +211,11 @@ def test_the_first_pairs_of_blocks_are_as_many_as_asked_for(sizes, share):
 
 
 def test_decisions_are_compared_at_the_threshold_of_the_model(tmp_path, limits_known, capsys):
-    table = written_table(tmp_path, head="absdiff", rows=3000, threshold=-1.5)
+    table = written_table(tmp_path, head="absdiff", rows=3000, threshold=-9.0)
     found = bench(table, pairs=500, device="cpu", seconds=ENOUGH)
     rows = [row for row in found["agreement"] if row["head"] == "the table"]
-    assert {row["threshold"] for row in rows} == {-1.5}
-    assert found["settings"]["threshold"] == -1.5
+    assert {row["threshold"] for row in rows} == {-9.0}
+    assert found["settings"]["threshold"] == -9.0
     kinds = {(row["precision"], row["backend"]) for row in rows if row["flipped"] is not None}
     names = ("CPU pairs", "CPU dense tiles", "CPU threshold")
     assert kinds == {(precision, name) for precision in PRECISIONS for name in names}
@@ -230,7 +230,7 @@ def test_decisions_are_compared_at_the_threshold_of_the_model(tmp_path, limits_k
     assert {row["wrong"] for row in rows} == {0}
     print_bench(found)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "at -1.5: the model's threshold" in printed
+    assert "at -9: the model's threshold" in printed
     assert str(max(changed["int8"])) in printed
 
 
@@ -240,12 +240,12 @@ def test_decisions_without_a_threshold_say_so(tmp_path, limits_known, capsys):
 
 
 def test_scores_near_the_threshold_are_looked_for(tmp_path):
-    table = read_table(written_table(tmp_path, head="absdiff", rows=3000, threshold=-1.5))
+    table = read_table(written_table(tmp_path, head="absdiff", rows=3000, threshold=-9.0))
     deciding = Deciding(table, 2)
     assert len(np.unique(deciding.chosen)) == len(deciding.chosen) <= 256
-    near = np.mean(np.abs(deciding.truth + 1.5) < 0.01)
+    near = np.mean(np.abs(deciding.truth + 9) < 0.01)
     everywhere = reference.score_matrix(table.rows[:300], table.rows[:300], table.plan)
-    assert near > 1.5 * np.mean(np.abs(everywhere + 1.5) < 0.01)
+    assert near > 1.5 * np.mean(np.abs(everywhere + 9) < 0.01)
 
 
 # --- energy ---
