@@ -91,7 +91,8 @@ def bench(
     table : a table file; one of float32 is measured in every precision, others in their own.
         Default: random embeddings are folded by the cosine, in every precision.
     pair_file : pairs of the table, of any accepted format: they are scored as they are read, and
-        the first of them take the place of random pairs. Default: random pairs.
+        the first of them take the place of random pairs. Reading ends with the time that there is,
+        but a text file is counted first, as `fastpair.jobs.score` does. Default: random pairs.
     entities, columns : of the generated table.
     pairs : pairs to score in memory, at most.
     threads : default one for each processor.
