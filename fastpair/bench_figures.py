@@ -205,7 +205,11 @@ HEADS = {"absdiff": "absolute difference"}
 
 def speed_label(figure: Figure, shape: tuple[int, int]) -> tuple[str, str, str]:
     """Return what the README's table calls a figure: what is done, on what, in which precision."""
-    work = {"pairs": "random pairs", "top-k": "all pairs, best 10", "threshold": "all pairs above"}
+    work = {
+        "pairs": "random pairs",
+        "top-k": "all pairs, best 10",
+        "threshold": "all pairs, threshold",
+    }
     table = f"{shape[0]:,} x {shape[1]}, {HEADS.get(figure.head, figure.head)}"
     return work[figure.work], table, figure.precision
 
