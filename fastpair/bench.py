@@ -64,7 +64,7 @@ FIGURES_SHARE = 0.5
 SHORTEST_ROW = 0.3
 """Seconds that must be left for a row to begin."""
 
-LONGEST_START = 4.0
+LONGEST_START = 3.0
 """Seconds after which a process is not started again to measure its start."""
 
 LONGEST_ROW = 0.9

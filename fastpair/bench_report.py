@@ -46,8 +46,8 @@ WORKS = {
 """Names of `bench.WORKS` and what they are called."""
 
 
-NARROWEST = 120
-"""Characters of a line: tables are not squeezed into fewer."""
+NARROWEST, NARROWEST_COMPARISON = 120, 160
+"""Characters of a line: tables are not squeezed into fewer, nor those that compare two runs."""
 
 
 @contextmanager
@@ -121,7 +121,9 @@ def print_comparison(console: Any, against: Summary, settings: Summary) -> None:
             f"{row['share_ratio']:.2f}",
             verdict,
         )
+    width, console.width = console.width, max(console.width, NARROWEST_COMPARISON)
     console.print(table)
+    console.width = width
     for name, words in (
         ("only_now", "not in the earlier run"),
         ("only_earlier", "only in the earlier run"),
