@@ -4,6 +4,7 @@
 # make lint     ruff and mypy
 # make docs     the site of docs/, into build/docs: no network, and it needs none to be read
 # make wheel    the package, tested as it is installed
+# make release-check   equal bytes from equal sources, and the wheel works alone
 # make kill-check   every output killed 25 times and resumed, some minutes
 # make gpu-check    the kernels of GPUs: sanitizers, planted faults, other compilers (an hour)
 # make bench    speed, side by side with what people use today
@@ -18,7 +19,7 @@ PARALLEL ?= -n auto --maxprocesses 4
 INSTALLED := tests/test_cli.py tests/test_files.py tests/test_kernels.py tests/test_network.py \
 	tests/test_scoring.py tests/test_train_command.py
 
-.PHONY: demo test fuzz kill-check lint docs wheel gpu-check bench clean
+.PHONY: demo test fuzz kill-check lint docs wheel release-check gpu-check bench clean
 
 demo: .venv/ready
 	$(BIN)/fastpair demo
@@ -53,6 +54,9 @@ wheel: .venv/ready
 		pytest pytest-xdist hypothesis
 	cp -r tests pyproject.toml build/wheel/
 	cd build/wheel && venv/bin/pytest $(PARALLEL) $(INSTALLED)
+
+release-check: .venv/ready
+	$(BIN)/python tests/release_check.py
 
 # The oldest and the newest compiler that are supported, beside that of the tests.
 NVRTC := nvidia-cuda-nvrtc-cu12==12.9.86 nvidia-cuda-nvrtc==13.5.37

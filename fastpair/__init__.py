@@ -29,13 +29,20 @@ _ROOMS = {"lookup": "attention", "PairSimilarity": "estimator"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: it needs compiled kernels or scikit-learn."""
+    """Import what is asked for when it is asked for: it needs compiled kernels or scikit-learn.
+
+    The version is that of the installed package, which has it from pyproject.toml.
+    """
     if name in __all__:
         from importlib import import_module
 
         return getattr(import_module(f"fastpair.{_ROOMS.get(name, 'functions')}"), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fastpair")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, "__version__"])

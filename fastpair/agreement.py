@@ -55,11 +55,17 @@ class Case:
     head : name of the head.
     rows : (n, row_bytes) uint8.
     plan : its plan.
+    decides : the score, link included, from which the model takes a pair as good; None: the case
+        has a threshold of its own.
+    truth : float64 scores (n, n), link included, of the same entities before they were rounded to
+        the precision; None: nothing is said of what the precision changes.
     """
 
     head: str
     rows: np.ndarray
     plan: Plan
+    decides: float | None = None
+    truth: np.ndarray | None = None
 
     @property
     def unlinked(self) -> Plan:
@@ -87,6 +93,12 @@ class Case:
         near = scores[max(0, first - GAPS) : first + GAPS]
         widest = int(np.argmax(np.diff(near))) if len(near) > 1 else 0
         return float(near[widest : widest + 2].mean())
+
+    def deciding_score(self, plan: Plan) -> float:
+        """Return the score that decides under the case's own plan, or under that without a link."""
+        if self.decides is not None and plan == self.plan:
+            return self.decides
+        return float(reference.finish(np.array(self.threshold), plan))
 
     def pair_bound(self) -> np.ndarray:
         """Return how far a raw score of the pair kernel may be from the reference's, (n, n)."""
@@ -258,7 +270,7 @@ def _top_k(case: Case, plan: Plan, runtimes: tuple[Any, ...]) -> np.ndarray:
 
 def _threshold(case: Case, plan: Plan, runtimes: tuple[Any, ...]) -> np.ndarray:
     found = np.full(case.raw.shape, np.nan, np.float32)
-    threshold = float(reference.finish(np.array(case.threshold), plan))
+    threshold = case.deciding_score(plan)
     for first, counts, indices, scores in _all_pairs(case, plan, runtimes).above(threshold):
         rows = np.repeat(np.arange(first, first + len(counts)), counts)
         found[rows, indices] = scores
@@ -276,7 +288,10 @@ def agreement(those: Sequence[Backend], on: Sequence[Case] | Iterator[Case]) -> 
     rows : one for each head, precision and backend that is not missing: ``difference``, the
         greatest before the link; ``ulp``, the same in units in the last place of the case's
         greatest raw score; ``bound``, the greatest share of the bound that a
-        difference takes; ``flipped``, decisions at the threshold that differ (None for top-k);
+        difference takes; ``threshold``, the score that decides; ``decisions``, how many there are,
+        ``flipped``, how many of them differ from the reference on the same table, and
+        ``flipped_in_all``, from that on the table before it was rounded, where a case knows it
+        (None for top-k);
         ``other_sets``, rows whose k best differ from the reference's (None for others);
         ``wrong``, what is beyond the bound: scores, decisions and members of sets.
     """
@@ -310,13 +325,14 @@ def compare(case: Case, backend: Backend) -> Summary:
     apart = np.where(given, np.abs(raw - case.raw), 0.0)
     wrong = int((apart > bound).sum()) + _wrong_links(case, linked, bound)
     off_diagonal = ~np.eye(len(raw), dtype=bool)
-    flipped = other_sets = None
+    flipped = in_all = other_sets = None
     if backend.kind == "scores":  # of every pair: NaN is no score
         wrong += int((np.isnan(raw) | np.isnan(linked)).sum())
     if backend.kind == "top-k":
         other_sets, more_wrong = _compare_sets(case, given, bound, off_diagonal)
     else:
         flipped, more_wrong = _compare_decisions(case, backend.kind, linked, bound, off_diagonal)
+        in_all = _flipped_in_all(case, backend.kind, linked, off_diagonal)
     return {
         "head": case.head,
         "precision": case.plan.precision,
@@ -325,7 +341,10 @@ def compare(case: Case, backend: Backend) -> Summary:
         "difference": float(apart.max()),
         "ulp": float(apart.max() / np.spacing(np.float32(np.abs(case.raw).max()))),
         "bound": float((apart / bound).max()),
+        "threshold": case.deciding_score(case.plan),
+        "decisions": None if flipped is None else int(off_diagonal.sum()),
         "flipped": flipped,
+        "flipped_in_all": in_all,
         "other_sets": other_sets,
         "wrong": wrong + more_wrong,
     }
@@ -350,13 +369,26 @@ def _compare_decisions(
     case: Case, kind: str, scores: np.ndarray, bound: np.ndarray, where: np.ndarray
 ) -> tuple[int, int]:
     """Return how many decisions differ, and how many of them rounding does not explain."""
-    threshold = float(reference.finish(np.array(case.threshold), case.plan))
+    threshold = case.deciding_score(case.plan)
     expected = reference.finish(case.raw, case.plan) >= threshold
-    found = ~np.isnan(scores) if kind == "threshold" else scores >= threshold
+    found = _decisions(kind, scores, threshold)
     low, high = _score_range(case, bound)
     flipped = (found != expected) & where
     explained = (low <= threshold) & (threshold <= high)
     return int(flipped.sum()), int((flipped & ~explained).sum())
+
+
+def _decisions(kind: str, scores: np.ndarray, threshold: float) -> np.ndarray:
+    return ~np.isnan(scores) if kind == "threshold" else scores >= threshold
+
+
+def _flipped_in_all(case: Case, kind: str, scores: np.ndarray, where: np.ndarray) -> int | None:
+    """Return how many decisions differ from those of the entities before they were rounded."""
+    if case.truth is None:
+        return None
+    threshold = case.deciding_score(case.plan)
+    found = _decisions(kind, scores, threshold)
+    return int(((found != (case.truth >= threshold)) & where).sum())
 
 
 def _compare_sets(

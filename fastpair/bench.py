@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,22 @@ import numpy as np
 from fastpair import jobs
 from fastpair.agreement import Backend, Case, agreement, backends, cases
 from fastpair.backend import thread_count
-from fastpair.bench_works import BEST, INDEX_BYTES, KEPT, LEAST_REPEATS, SCORE_BYTES, WORKS, Works
+from fastpair.bench_figures import measure_figures
+from fastpair.bench_given import Deciding, given_pairs, open_given, read_given, refolded
+from fastpair.bench_works import (
+    BEST,
+    FILE,
+    INDEX_BYTES,
+    KEPT,
+    LEAST_REPEATS,
+    SCORE_BYTES,
+    WORKS,
+    Works,
+)
 from fastpair.device import Choice, pick
+from fastpair.energy import Counter, cpu_counters, gpu_counter
 from fastpair.errors import ArgumentError, FileError
-from fastpair.files import Table, TableWriter, read_table, write_embeddings, write_pairs
+from fastpair.files import Table, read_table, write_embeddings, write_pairs
 from fastpair.kernels import PRECISIONS, Plan
 from fastpair.machine import (
     describe_machine,
@@ -34,7 +46,7 @@ from fastpair.machine import (
     measure_limits,
     spread,
 )
-from fastpair.refolding import refold
+from fastpair.pairs import PairSource
 from fastpair.staging import writing
 
 Summary = dict[str, Any]
@@ -46,19 +58,23 @@ PLANNED_SHARE = 0.85
 AGREEMENT_SHARE = 0.75
 """Share of those after which no further case of agreement begins."""
 
-MOST_REFOLDED = 1 << 28
-"""Bytes of a given table that are folded again in other precisions."""
+FIGURES_SHARE = 0.5
+"""Share of the time after agreement that is kept for the figures of the README."""
 
 SHORTEST_ROW = 0.3
 """Seconds that must be left for a row to begin."""
 
-LONGEST_ROW = 1.5
+LONGEST_START = 3.0
+"""Seconds after which a process is not started again to measure its start."""
+
+LONGEST_ROW = 0.9
 """Seconds that a row takes, about, where there is more time."""
 
 
 def bench(
     table: Path | None = None,
     *,
+    pair_file: Path | None = None,
     entities: int = 100_000,
     columns: int = 128,
     pairs: int = 4_000_000,
@@ -74,8 +90,11 @@ def bench(
     ----------
     table : a table file; one of float32 is measured in every precision, others in their own.
         Default: random embeddings are folded by the cosine, in every precision.
+    pair_file : pairs of the table, of any accepted format: they are scored as they are read, and
+        the first of them take the place of random pairs. Reading ends with the time that there is,
+        but a text file is counted first, as `fastpair.jobs.score` does. Default: random pairs.
     entities, columns : of the generated table.
-    pairs : random pairs to score, at most.
+    pairs : pairs to score in memory, at most.
     threads : default one for each processor.
     device : "auto": the CPU, and the first GPU if there is one; "cpu", "gpu", "gpu:1": the GPU that
         is measured beside the CPU. One GPU is measured; all that are chosen are compared.
@@ -87,19 +106,27 @@ def bench(
     -------
     summary : ``machine``, ``limits`` (those of the machine, of its disk, and the ``start`` of a
         process), ``gpu`` (its machine and limits, None without one),
-        ``rows`` (work x precision x device), ``agreement`` (head x precision x backend),
-        ``backends``, ``skipped`` (what there was no time for), ``settings``.
+        ``rows`` (work x precision x device), ``figures`` (see `bench_figures.measure_figures`,
+        None where a table is given), ``energy`` (the counters, and notes on those that cannot be
+        read), ``agreement`` (head x precision x backend), ``backends``, ``skipped`` (what there was
+        no time for), ``settings``.
 
     Raises
     ------
-    ArgumentError : a size is too small.
-    FileError : the table cannot be read, or the temporary folder cannot hold the files.
+    ArgumentError : a size is too small, or a pair file is given without its table.
+    FileError : the table or pairs cannot be read, or the temporary folder cannot hold the files.
     DeviceError : a GPU was asked for that is not there.
     """
     begun = time.perf_counter()
     planned = PLANNED_SHARE * seconds
     _check_sizes(entities, columns, pairs, seconds)
-    given = None if table is None else _read_given(table)
+    if pair_file is not None and table is None:
+        raise ArgumentError(
+            f"--pairs {pair_file} goes with --table FILE, whose rows its pairs are: give the table "
+            "that they are scored with, or a number of random pairs"
+        )
+    given = None if table is None else read_given(table)
+    source = None if given is None or pair_file is None else open_given(pair_file, given)
     count = thread_count(threads)
     choice = pick(device)
     machine = describe_machine()
@@ -109,27 +136,38 @@ def bench(
     compared_device = "gpu" if device == "auto" and not choice.runtimes else choice.name
     those = backends(compared_device)
     skipped: list[str] = []
+    deciding = None if given is None else Deciding(given, count)
     say("comparing with the reference (kernels are compiled on the first run)")
-    compared = _agree(those, given, begun + AGREEMENT_SHARE * planned, skipped)
-    task = Task(limits, count, pairs, begun + planned, seed, say, skipped, choice, gpu)
+    compared = _agree(those, deciding, begun + AGREEMENT_SHARE * planned, skipped)
+    counters, notes = _counters(choice)
+    task = Task(limits, count, pairs, begun + planned, seed, say, skipped, choice, gpu, *counters)
+    task.those, task.source = those, source
+    task.given_pairs = None if source is None else given_pairs(source, pairs, count)
     with _temporary_folder() as folder:
         say("measuring the disk and the start of a process")
         limits["disk"] = measure_disk(folder)
         limits["start"] = _measure_start(folder, count)
-        if table is not None and given is not None:
-            rows = _refolded(task, table, given, folder)
+        figures = None
+        if table is not None and given is not None and deciding is not None:
+            rows = _given_rows(task, table, given, folder, deciding, compared)
         else:
+            task.kept = FIGURES_SHARE * max(0.0, task.left())
             rows = _generated(task, (entities, columns), folder)
+            task.kept = 0.0
+            figures = measure_figures(task, entities, columns)
     return {
         "machine": machine,
         "limits": limits,
         "gpu": gpu,
         "rows": rows,
+        "figures": figures,
+        "energy": {"counters": [one.name for side in counters for one in side], "notes": notes},
         "agreement": compared,
         "backends": [{"name": one.name, "missing": one.missing or None} for one in those],
         "skipped": skipped,
         "settings": {
             "table": None if table is None else str(table),
+            "pair_file": None if pair_file is None else str(pair_file),
             "entities": entities if given is None else len(given.rows),
             "columns": columns if given is None else _true_columns(given.plan),
             "pairs": pairs,
@@ -140,9 +178,23 @@ def bench(
             "seed": seed,
             "k": BEST,
             "kept_share": KEPT,
+            "threshold": None if given is None else given.threshold,
         },
         "seconds": time.perf_counter() - begun,
     }
+
+
+def _counters(choice: Choice) -> tuple[tuple[list[Counter], list[Counter]], list[str]]:
+    """Return the counters of the processors and of the GPU that is measured, and notes on them."""
+    counters, note = cpu_counters()
+    found: tuple[list[Counter], list[Counter]] = (counters, [])
+    notes = [note]
+    for runtime in choice.runtimes[:1]:
+        counter, note = gpu_counter(runtime.number)
+        notes.append(note)
+        if counter is not None:
+            found[1].append(counter)
+    return found, [note for note in notes if note]
 
 
 def _measure_start(folder: Path, threads: int) -> Summary:
@@ -157,8 +209,8 @@ def _measure_start(folder: Path, threads: int) -> Summary:
     program = [sys.executable, "-c", "from fastpair.cli import main; main()", "score"]
     given = [str(path) for path in files[1:3]]
     options = ["-o", str(files[3]), "--overwrite", "--device", "cpu", "--threads", str(threads)]
-    seconds = []
-    for _ in range(LEAST_REPEATS):
+    seconds: list[float] = []
+    while len(seconds) < LEAST_REPEATS and sum(seconds) < LONGEST_START:
         begun = time.perf_counter()
         done = subprocess.run([*program, *given, *options], capture_output=True, text=True)
         seconds.append(time.perf_counter() - begun)
@@ -181,18 +233,6 @@ def _check_sizes(entities: int, columns: int, pairs: int, seconds: float) -> Non
         raise ArgumentError(f"seconds is {seconds}, expected a number above 0")
 
 
-def _read_given(path: Path) -> Table:
-    table = read_table(path)
-    if len(table.rows) < 2:
-        raise ArgumentError(f"{path} has {len(table.rows)} rows, pairs need at least 2")
-    if table.side != "both":
-        raise ArgumentError(
-            f"{path} holds the {table.side} side of an asymmetric model, whose rows are not "
-            "compared with each other: give the table of a symmetric one"
-        )
-    return table
-
-
 def _true_columns(plan: Plan) -> int:
     return sum(map(sum, plan.layout.columns))
 
@@ -207,13 +247,13 @@ def _measure_gpu(choice: Choice) -> Summary | None:
 
 
 def _agree(
-    those: list[Backend], given: Table | None, deadline: float, skipped: list[str]
+    those: list[Backend], deciding: Deciding | None, deadline: float, skipped: list[str]
 ) -> list[Summary]:
-    """Compare all backends until the deadline; the given table's first rows are a case too."""
+    """Compare all backends until the deadline; some rows of the given table are a case too."""
 
     def all_cases() -> Iterator[Case]:
-        if given is not None:
-            yield Case("the table", given.rows[:80], given.plan)
+        if deciding is not None:
+            yield deciding.case(deciding.table)
         for case in cases():
             if time.perf_counter() > deadline:
                 skipped.append(
@@ -274,28 +314,28 @@ def _generated(task: Task, shape: tuple[int, int], folder: Path) -> list[Summary
     return rows
 
 
-def _refolded(task: Task, path: Path, given: Table, folder: Path) -> list[Summary]:
-    """Measure a given table and, if it is float32, its first rows in the other precisions."""
-    rows, plan, others = given.rows, given.plan, [name for name in PRECISIONS if name != "float32"]
-    if plan.precision != "float32" or plan.network is not None:
-        return task.rows_of(path, given, folder, 1.0)
-    found = task.rows_of(path, given, folder, 1 / len(PRECISIONS))
-    some = rows[: max(2, MOST_REFOLDED // plan.layout.row_bytes)]
-    _check_room(folder, some.nbytes)
+def _given_rows(
+    task: Task, path: Path, given: Table, folder: Path, deciding: Deciding, compared: list[Summary]
+) -> list[Summary]:
+    """Measure a given table and, if it is float32, its first rows in the other precisions.
+
+    What becomes of decisions in those is added to what was compared.
+    """
+    others = [name for name in PRECISIONS if name != "float32"]
+    alone = given.plan.precision != "float32" or given.plan.network is not None
+    found = task.rows_of(path, given, folder, 1.0 if alone else 1 / len(PRECISIONS))
+    if alone:
+        return found
+    _check_room(folder, deciding.refolded_bytes)
     for number, precision in enumerate(others):
         if task.left() < SHORTEST_ROW:
             task.skipped.append(f"all rows of {precision}: the time was up")
             continue
         task.say(f"folding the table in {precision}")
-        again, new = refold(some, plan, precision, threads=task.threads)
-        about: Summary = {"fingerprint": given.fingerprint, "model_name": given.model_name}
-        table = folder / "table.h5"
-        with TableWriter(
-            table, len(again), new, unit=given.unit, overwrite=True, **about
-        ) as writer:
-            writer.write(0, again.view(new.layout.dtype)[:, 0])
+        table = refolded(given, precision, folder / "table.h5", task.threads)
+        compared += agreement(task.those, [deciding.case(table)])
         share = 1 / (len(others) - number)
-        found += task.rows_of(table, read_table(table), folder, share)
+        found += task.rows_of(folder / "table.h5", table, folder, share)
     return found
 
 
@@ -304,7 +344,17 @@ def _refolded(task: Task, path: Path, given: Table, folder: Path) -> list[Summar
 
 @dataclass
 class Task:
-    """What all rows of a run share."""
+    """What all rows of a run share.
+
+    Parameters
+    ----------
+    deadline : the time, of `time.perf_counter`, at which no row begins any more.
+    counters, gpu_counters : what counts energy, see `fastpair.energy`.
+    kept : seconds before the deadline that are kept for something else.
+    those : the backends that are compared.
+    source : the given pair file.
+    given_pairs : row numbers (m,) twice, the first pairs of that file.
+    """
 
     limits: Summary
     threads: int
@@ -315,10 +365,16 @@ class Task:
     skipped: list[str]
     choice: Choice
     gpu: Summary | None
+    counters: list[Counter] = field(default_factory=list)
+    gpu_counters: list[Counter] = field(default_factory=list)
+    kept: float = 0.0
+    those: list[Backend] = field(default_factory=list)
+    source: PairSource | None = None
+    given_pairs: tuple[np.ndarray, np.ndarray] | None = None
 
     def left(self) -> float:
         """Return the seconds that are left."""
-        return self.deadline - time.perf_counter()
+        return self.deadline - self.kept - time.perf_counter()
 
     def rows_of(self, path: Path, table: Table, folder: Path, share: float) -> list[Summary]:
         """Measure every work on one table in a share of the time that is left."""
@@ -330,6 +386,8 @@ class Task:
 
             devices.append(GpuWorks(path, table, folder, self))
         todo = [(works, name) for works in devices for name in WORKS]
+        if self.source is not None and path.parent != folder:  # other tables have no ids
+            todo.insert(2, (devices[0], FILE))
         rows = []
         for number, (works, name) in enumerate(todo):
             what = f"{name} in {table.plan.precision} on the {works.device}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastpair.bench_works import OF_PAIRS
 from fastpair.errors import DataError
 
 Summary = dict[str, Any]
@@ -53,7 +54,7 @@ def _by_name(run: Summary) -> dict[tuple[str, str, str], Summary]:
 def _alike(row: Summary, other: Summary) -> bool:
     """Whether rows as long were read; the number of pairs hangs on how fast they were."""
     return row.get("row_bytes") == other.get("row_bytes") and (
-        row["work"] not in ("pairs", "stream") or row["entities"] == other["entities"]
+        row["work"] not in OF_PAIRS or row["entities"] == other["entities"]
     )
 
 

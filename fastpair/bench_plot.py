@@ -9,7 +9,7 @@ from fastpair.bench_works import MOVED_KINDS
 
 Summary = dict[str, Any]
 
-MARKS = {"pairs": "o", "stream": "s", "top-k": "^", "threshold": "v", "dense": "D"}
+MARKS = {"pairs": "o", "stream": "s", "file": "P", "top-k": "^", "threshold": "v", "dense": "D"}
 
 COLOURS = {"float32": "#0072b2", "float16": "#009e73", "bfloat16": "#d55e00", "int8": "#cc79a7"}
 """Colours that readers with any kind of colour vision tell apart (Okabe and Ito)."""

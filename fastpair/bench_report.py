@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fastpair.bench_works import BEST
+
 Summary = dict[str, Any]
 
 LIMITS = {
@@ -36,6 +38,7 @@ GPU_LIMITS = {
 WORKS = {
     "pairs": "pairs",
     "stream": "HDF5 to HDF5",
+    "file": "the pair file",
     "top-k": "best {k} of all",
     "threshold": "threshold",
     "dense": "dense",
@@ -43,8 +46,8 @@ WORKS = {
 """Names of `bench.WORKS` and what they are called."""
 
 
-NARROWEST = 120
-"""Characters of a line: tables are not squeezed into fewer."""
+NARROWEST, NARROWEST_COMPARISON = 120, 160
+"""Characters of a line: tables are not squeezed into fewer, nor those that compare two runs."""
 
 
 @contextmanager
@@ -72,8 +75,19 @@ def print_bench(found: Summary) -> None:
         console.print(sentence, markup=False)
     if found["gpu"] is not None:
         console.print(_gpu_table(found["gpu"]))
-    console.print(_rates_table(found["rows"], found["settings"]))
+    energy = found["energy"]
+    console.print(_rates_table(found["rows"], found["settings"], bool(energy["counters"])))
+    if found["figures"] is not None:
+        console.print(_figures_table(found["figures"]["speed"], bool(energy["counters"])))
+        console.print(_precision_table(found["figures"]["precision"]))
+    if energy["counters"]:
+        counted = ", ".join(energy["counters"])
+        console.print(f"energy is all that these used meanwhile: {counted}", markup=False)
+    for sentence in energy["notes"]:
+        console.print(sentence, markup=False)
     console.print(_agreement_table(found["agreement"]))
+    if any(row["flipped_in_all"] is not None for row in found["agreement"]):
+        console.print(_decisions_table(found["agreement"], found["settings"]["threshold"]))
     if "against" in found:
         print_comparison(console, found["against"], found["settings"])
     for sentence in _missing(found["backends"]):
@@ -107,7 +121,9 @@ def print_comparison(console: Any, against: Summary, settings: Summary) -> None:
             f"{row['share_ratio']:.2f}",
             verdict,
         )
+    width, console.width = console.width, max(console.width, NARROWEST_COMPARISON)
     console.print(table)
+    console.width = width
     for name, words in (
         ("only_now", "not in the earlier run"),
         ("only_earlier", "only in the earlier run"),
@@ -217,8 +233,10 @@ def _advice(machine: Summary, limits: Summary) -> Iterator[str]:
         yield "Huge pages are switched off: random rows of large tables take longer to find."
 
 
-def _rates_table(rows: list[Summary], settings: Summary) -> Any:
+def _rates_table(rows: list[Summary], settings: Summary, energy: bool) -> Any:
     source = settings["table"] or f"{settings['entities']:,} x {settings['columns']}, random"
+    if settings["pair_file"] is not None:
+        source += f", pairs of {settings['pair_file']}"
     scans = any(row["scan"] for row in rows)
     devices = len({row["device"] for row in rows}) > 1
     table = _new_table(
@@ -229,6 +247,7 @@ def _rates_table(rows: list[Summary], settings: Summary) -> Any:
         "precision",
         *(["scan"] if scans else []),
         "million pairs/s",
+        *(["J/million"] if energy else []),
         "does",
         "of the limit",
         "at random",
@@ -238,8 +257,6 @@ def _rates_table(rows: list[Summary], settings: Summary) -> Any:
         if precision not in (None, row["precision"]):
             table.add_section()
         precision = row["precision"]
-        rate = row["pairs_per_second"]
-        median, low, high = (_short(rate[key] / 1e6) for key in ("median", "least", "greatest"))
         moved = f"{row['bytes_per_second'] / 1e9:.3g} GB/s"
         done = f"{row['operations_per_second'] / 1e9:.3g} Gop/s"
         table.add_row(
@@ -247,11 +264,68 @@ def _rates_table(rows: list[Summary], settings: Summary) -> Any:
             *([row["device"]] if devices else []),
             precision,
             *([row["scan"] or ""] if scans else []),
-            f"{median} ({low}-{high})",
+            _rate(row),
+            *([_joules(row)] if energy else []),
             done if row["binds"] == "arithmetic" else moved,
             f"{row['share']:.0%} {row['binds']}",
             "" if row["share_of_random"] is None else f"{row['share_of_random']:.0%}",
         )
+    return table
+
+
+def _rate(row: Summary) -> str:
+    rate = row["pairs_per_second"]
+    median, low, high = (_short(rate[key] / 1e6) for key in ("median", "least", "greatest"))
+    return f"{median} ({low}-{high})"
+
+
+def _joules(row: Summary) -> str:
+    used = row["joules_per_million_pairs"]
+    return "" if used is None else f"{used['median']:.3g}"
+
+
+def _figures_table(speed: Summary, energy: bool) -> Any:
+    """Show the figures of the README."""
+    columns = ["million pairs/s", *(["J/million"] if energy else []), "of the limit"]
+    table = _new_table("The figures of the README", 3, "", "table", "precision", *columns)
+    for row in speed.values():
+        table.add_row(
+            WORKS[row["work"]].format(k=BEST),
+            f"{row['entities']:,} x {row['columns']}, {row['head']}",
+            row["precision"],
+            _rate(row),
+            *([_joules(row)] if energy else []),
+            f"{row['share']:.0%} {row['binds']}",
+        )
+    return table
+
+
+def _precision_table(precision: Summary) -> Any:
+    """Show how far scores of each precision are from float64."""
+    title = "Error against float64, in deviations of the scores: greatest (root mean square)"
+    names = list(next(iter(precision.values()), {}))
+    table = _new_table(title, 1, "", *names)
+    for head, errors in precision.items():
+        cells = (f"{one['greatest']:.0e} ({one['rms']:.0e})" for one in errors.values())
+        table.add_row(head, *cells)
+    return table
+
+
+def _decisions_table(rows: list[Summary], threshold: float | None) -> Any:
+    """Show the decisions that each precision and backend changes, side by side."""
+    found = [row for row in rows if row["flipped_in_all"] is not None]
+    whose = "a score that a tenth of them reach, for the table has no threshold"
+    if threshold is not None:
+        whose = "the model's threshold, many of them near it"
+    title = (
+        f"Decisions that differ from float64's, of {found[0]['decisions']:,}, at "
+        f"{found[0]['threshold']:.4g}: {whose}"
+    )
+    backends = list(dict.fromkeys(row["backend"] for row in found))
+    table = _new_table(title, 1, "precision", *backends)
+    counts = {(row["precision"], row["backend"]): row["flipped_in_all"] for row in found}
+    for precision in dict.fromkeys(row["precision"] for row in found):
+        table.add_row(precision, *(str(counts[precision, backend]) for backend in backends))
     return table
 
 
@@ -262,7 +336,12 @@ def _short(number: float) -> str:
 def _agreement_table(rows: list[Summary]) -> Any:
     """Show the worst head of each precision and backend."""
     heads = len({row["head"] for row in rows})
-    title = f"Agreement with the float64 reference, before the link: the worst of {heads} heads"
+    title = (
+        f"Agreement with the float64 reference, before the link: the worst of {heads} heads; "
+        "flipped: decisions at a score that a tenth of the pairs reach"
+    )
+    if any(row["flipped_in_all"] is not None for row in rows):
+        title += ", of the table at its own threshold"
     columns = ("difference", "ulp", "of the bound", "flipped", "sets", "wrong")
     table = _new_table(title, 2, "", "precision", *columns)
     groups: dict[tuple[str, str], list[Summary]] = {}

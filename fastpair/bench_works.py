@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastpair import jobs
+from fastpair.energy import EnergyMeter
 from fastpair.files import Table, write_pairs
 from fastpair.kernels import Plan
 from fastpair.machine import random_bandwidth, read_bandwidth, spread
 
 if TYPE_CHECKING:
     from fastpair.bench import Task
+    from fastpair.pairs import PairBlock
 
 Summary = dict[str, Any]
 
@@ -43,6 +48,15 @@ INDEX_BYTES, SCORE_BYTES = 8, 4
 WORKS = ("pairs", "stream", "top-k", "threshold", "dense")
 """What is measured of each table: pairs in memory, pairs from HDF5 to HDF5, and all pairs."""
 
+FILE = "file"
+"""The work on a given table that reads its pairs from a given file."""
+
+OF_PAIRS = ("pairs", "stream", FILE)
+"""Works on a list of pairs; all others are on all pairs."""
+
+FILE_BLOCK = 1 << 18
+"""Pairs of a given file that are read together."""
+
 
 class Works:
     """The works on one table on the CPU: each takes a size and returns its seconds."""
@@ -51,13 +65,24 @@ class Works:
 
     def __init__(self, path: Path, table: Table, folder: Path, task: Task) -> None:
         self.path, self.table, self.folder, self.task = path, table, folder, task
-        rng = np.random.default_rng(task.seed)
-        most = min(task.pairs, 1 << 26)
-        self.left, self.right = rng.integers(0, len(table.rows), (2, most), dtype=np.int32)
+        self.left, self.right = self._some_pairs()
+        self.energy = EnergyMeter(task.counters)
         self.prepare()
-        self.threshold = self._threshold()
         self.scan: str | None = None
         self.kept: int | None = None
+
+    def _some_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the given pairs that are rows of this table, or random ones; (m,) twice."""
+        count = len(self.table.rows)
+        if self.task.given_pairs is not None:
+            left, right = self.task.given_pairs
+            inside = (left < count) & (right < count)
+            if inside.any():
+                return left[inside], right[inside]
+        most = min(self.task.pairs, 1 << 26)
+        rng = np.random.default_rng(self.task.seed)
+        left, right = rng.integers(0, count, (2, most), dtype=np.int32)
+        return left, right
 
     def prepare(self) -> None:
         """Have what scores pairs, and the bandwidth of the table."""
@@ -70,19 +95,25 @@ class Works:
             "at_random": random_bandwidth(data, self.table.rows.shape[1], threads),
         }
 
-    def _threshold(self) -> float:
+    @cached_property
+    def threshold(self) -> float:
         """Return a score that about `KEPT` of the pairs reach."""
         left, right = self.left[:SAMPLE], self.right[:SAMPLE]
         apart = left != right
         scores = self.scorer(left[apart], right[apart])
         return float(np.quantile(scores, 1 - KEPT)) if len(scores) else 0.0
 
-    def row(self, name: str, slot: float) -> Summary:
-        """Measure one work in about `slot` seconds and put it beside its ceiling."""
-        of_pairs = name in ("pairs", "stream")
+    def row(self, name: str, slot: float, size: int | None = None) -> Summary:
+        """Measure one work in about `slot` seconds and put it beside its ceiling.
+
+        `size` is that of the work (pairs, or rows of which all pairs are taken), where it is not
+        chosen by the time that there is.
+        """
+        of_pairs = name in OF_PAIRS
         work: Callable[[int], float] = {
             "pairs": self._pairs,
             "stream": self._stream,
+            FILE: self._stream_file,
             "top-k": lambda n: self._walk(n, lambda walk: walk.top_k(BEST)),
             "threshold": self._above,
             "dense": lambda n: self._walk(n, lambda walk: walk.dense()),
@@ -90,10 +121,23 @@ class Works:
         least = PILOT_PAIRS if of_pairs else PILOT_ENTITIES
         most = self.most_pairs(name) if of_pairs else len(self.table.rows)
         self.scan = self.kept = None
-        size, seconds = measure(work, min(least, most), most, slot, 1 if of_pairs else 2)
+        if name == "threshold":
+            _ = self.threshold  # found before the clock
+        joules: list[float | None] = []
+
+        def metered(n: int) -> float:
+            before = self.energy.now()
+            seconds = work(n)
+            joules.append(self.energy.since(before))
+            return seconds
+
+        if size is None:
+            size, seconds = measure(metered, min(least, most), most, slot, 1 if of_pairs else 2)
+        else:
+            seconds = repeat(metered, min(least, size), size, slot)
         count = size if of_pairs else size * size
         needs, ceiling, binds = self.ceiling(name, size)
-        rate = count / statistics.median(seconds)
+        rate = statistics.median(count / s for s in seconds)
         return {
             "work": name,
             "device": self.device,
@@ -104,6 +148,7 @@ class Works:
             "pairs": count,
             "kept": self.kept,
             "pairs_per_second": spread([count / s for s in seconds]),
+            "joules_per_million_pairs": _energy(joules[-len(seconds) :], count),
             "bytes_per_second": rate * sum(n for kind, n in needs.items() if kind in MOVED_KINDS),
             "operations_per_second": rate
             * sum(n for kind, n in needs.items() if kind not in MOVED_KINDS),
@@ -119,6 +164,9 @@ class Works:
 
     def most_pairs(self, name: str) -> int:
         """Return how many pairs a work may take."""
+        if name == FILE:
+            assert self.task.source is not None
+            return self.task.source.count
         return len(self.left)
 
     def ceiling(self, name: str, size: int) -> tuple[dict[str, float], float, str]:
@@ -151,6 +199,16 @@ class Works:
         )
         return float(scored["scoring_seconds"])
 
+    def _stream_file(self, size: int) -> float:
+        """Score pairs of the given file as they are read; scores are dropped as they come."""
+        assert self.task.source is not None
+        begun = time.perf_counter()
+        blocks = self.task.source.blocks(min(size, FILE_BLOCK), threads=self.task.threads)
+        with closing(blocks):
+            for _ in self.scorer.stream(first_pairs(blocks, size)):
+                pass
+        return time.perf_counter() - begun
+
     def _above(self, size: int) -> float:
         kept = 0
 
@@ -180,6 +238,33 @@ class Works:
         from fastpair.matrix import all_pairs
 
         return all_pairs(rows, None, self.table.plan, threads=self.task.threads, memory=MEMORY)
+
+
+def first_pairs(blocks: Iterable[PairBlock], count: int) -> Iterator[PairBlock]:
+    """Yield blocks until they hold `count` pairs; the last one is cut."""
+    for block in blocks:
+        if len(block.left) >= count:
+            yield replace(block, left=block.left[:count], right=block.right[:count])
+            return
+        count -= len(block.left)
+        yield block
+
+
+def repeat(work: Callable[[int], float], least: int, size: int, slot: float) -> list[float]:
+    """Return the seconds of each repeat of a work of a given size, at least `LEAST_REPEATS`."""
+    work(least)  # compiled
+    seconds, begun = [work(size)], time.perf_counter()
+    while len(seconds) < LEAST_REPEATS or (
+        len(seconds) < MOST_REPEATS and time.perf_counter() - begun + max(seconds) < slot
+    ):
+        seconds.append(work(size))
+    return seconds
+
+
+def _energy(joules: Sequence[float | None], pairs: int) -> Summary | None:
+    """Return the `spread` of joules for a million pairs, or None where they are not known."""
+    known = [1e6 * used / pairs for used in joules if used is not None]
+    return spread(known) if len(known) == len(joules) else None
 
 
 def measure(
@@ -229,7 +314,7 @@ def needs_of(work: str, table: Table, size: int, scan: str | None) -> dict[str, 
     """
     plan = table.plan
     layout = plan.layout
-    if work in ("pairs", "stream"):
+    if work in OF_PAIRS:
         needs = {"table": 2.0 * layout.row_bytes + INDEX_BYTES + SCORE_BYTES}
         return {**needs, **_arithmetic(plan, _pair_columns(plan), 1.0, plan.precision == "int8")}
     from fastpair.kernels.operands import operand_counts

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastpair.bench_works import INDEX_BYTES, MEMORY, SCORE_BYTES, Works, needs_of
+from fastpair.energy import EnergyMeter
 
 ALREADY_THERE = 1 << 24
 """Pairs whose numbers are put on the device before the clock, at most."""
@@ -30,6 +31,7 @@ class GpuWorks(Works):
 
         self.runtime = runtime = self.task.choice.runtimes[0]
         self.device = f"gpu:{runtime.number}"
+        self.energy = EnergyMeter([*self.task.counters, *self.task.gpu_counters])
         plan, threads = self.table.plan, self.task.threads
         self.scorer = GpuPairScorer(self.table.rows, plan, devices=(runtime,), threads=threads)
         count = min(len(self.left), ALREADY_THERE)

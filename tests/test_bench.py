@@ -1,12 +1,16 @@
 """``fastpair bench``: ceilings are positive, rows complete, and wrong kernels are found out."""
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,11 +19,14 @@ from tables import layouts, random_plan, random_table, some_layout
 from fastpair.agreement import Case, agreement, backends, cases, check_agreement, compare
 from fastpair.bench import bench
 from fastpair.bench_against import compare_benches
+from fastpair.bench_figures import FIGURES, NUMPY, PRECISION_HEADS, markdown, speed_label
+from fastpair.bench_given import Deciding
 from fastpair.bench_plot import draw_roofline, points
 from fastpair.bench_report import print_bench
-from fastpair.bench_works import WORKS, measure
+from fastpair.bench_works import FILE, WORKS, first_pairs, measure
+from fastpair.energy import Counter
 from fastpair.errors import AgreementError, ArgumentError, DataError, FileError
-from fastpair.files import write_embeddings, write_model
+from fastpair.files import read_table, write_embeddings, write_model, write_pairs
 from fastpair.heads import HEADS, find_head
 from fastpair.jobs import project
 from fastpair.kernels import LINKS, PRECISIONS, cpu, limits, pairs, reference
@@ -97,13 +104,14 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(tmp_path):
     assert run("--pairs", 0).returncode == 2
 
 
-def written_table(folder, head="cosine+absdiff", rows=120, **options):
+def written_table(folder, head="cosine+absdiff", rows=120, threshold=None, ids=None, **options):
     """A table file of a model with random weights."""
     rng = np.random.default_rng(0)
     branches = [Branch(name, find_head(name).initial(12, rng)) for name in head.split("+")]
     embeddings = rng.normal(size=(rows, 12))
-    write_embeddings(folder / "e.h5", [(0, embeddings)], embeddings.shape, overwrite=True)
-    write_model(folder / "m.h5", Model(branches, input_columns=12), overwrite=True)
+    write_embeddings(folder / "e.h5", [(0, embeddings)], embeddings.shape, ids=ids, overwrite=True)
+    model = Model(branches, input_columns=12, threshold=threshold)
+    write_model(folder / "m.h5", model, overwrite=True)
     project(folder / "m.h5", folder / "e.h5", folder / "t.h5", overwrite=True, **options)
     return folder / "t.h5"
 
@@ -126,6 +134,202 @@ def test_a_given_table_is_measured_in_what_it_can_be(
     assert own["skipped"] == []
     assert {"the table"} < {row["head"] for row in own["agreement"]}
     assert own["settings"]["entities"] == 120
+
+
+# --- a pair file of the user's own ---
+
+
+@pytest.fixture
+def limits_known(found, monkeypatch):
+    monkeypatch.setattr("fastpair.bench.measure_limits", lambda threads: found["limits"])
+    monkeypatch.setattr("fastpair.bench.measure_disk", lambda folder: found["limits"]["disk"])
+    start = found["limits"]["start"]
+    monkeypatch.setattr("fastpair.bench._measure_start", lambda folder, count: start)
+    monkeypatch.setattr("fastpair.bench.cases", lambda: iter(()))
+
+
+def test_the_pairs_of_a_file_are_scored_as_they_are_read(tmp_path, limits_known):
+    table = written_table(tmp_path, ids=pa.array([f"thing {n}" for n in range(120)]))
+    pairs = tmp_path / "pairs.csv"
+    keys = [f"thing {n % 120},thing {n * 7 % 120}" for n in range(3000)]
+    pairs.write_text("\n".join(["id_a,id_b", *keys]) + "\n")
+    found = bench(table, pair_file=pairs, pairs=500, device="cpu", seconds=ENOUGH)
+    json.dumps(found, allow_nan=False)
+    (row,) = [row for row in found["rows"] if row["work"] == FILE]
+    assert (row["pairs"], row["precision"]) == (3000, "float32")
+    assert {row["pairs"] for row in found["rows"] if row["work"] == "pairs"} == {500}
+    assert found["settings"]["pair_file"] == str(pairs)
+    print_bench(found)
+
+
+def test_the_pairs_in_memory_are_those_of_the_file(tmp_path, limits_known, monkeypatch):
+    table = written_table(tmp_path)
+    left = np.arange(100, dtype=np.int32)
+    write_pairs(tmp_path / "p.h5", [(left, left + 20, None)], 100)
+    seen = []
+
+    def row(works, name, slot, size=None):
+        seen.append((works.left.tolist(), works.right.tolist()))
+        return {}
+
+    monkeypatch.setattr("fastpair.bench_works.Works.row", row)
+    bench(table, pair_file=tmp_path / "p.h5", device="cpu", seconds=ENOUGH)
+    assert seen == [(left.tolist(), (left + 20).tolist())] * len(seen)
+    assert len(seen) == len(PRECISIONS) * len(WORKS) + 1
+
+
+def test_a_pair_file_without_its_table_is_refused_in_one_sentence(tmp_path):
+    done = run("--pairs", tmp_path / "pairs.csv")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "goes with --table" in done.stderr
+
+
+def test_a_pair_that_is_not_of_the_table_is_refused(tmp_path, limits_known):
+    left = np.full(10, 120, np.int32)
+    write_pairs(tmp_path / "p.h5", [(left, left, None)], 10)
+    with pytest.raises(DataError, match="120"):
+        bench(written_table(tmp_path), pair_file=tmp_path / "p.h5", device="cpu")
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1), share=st.floats(0, 1))
+def test_the_first_pairs_of_blocks_are_as_many_as_asked_for(sizes, share):
+    from fastpair.pairs import PairBlock
+
+    ends = np.arange(sum(sizes), dtype=np.int32)
+    starts = [0, *itertools.accumulate(sizes)]
+    blocks = [
+        PairBlock(a, ends[a:b], -ends[a:b], None, None, None) for a, b in itertools.pairwise(starts)
+    ]
+    count = max(1, int(share * len(ends)))
+    cut = list(first_pairs(blocks, count))
+    np.testing.assert_array_equal(np.concatenate([block.left for block in cut]), ends[:count])
+    np.testing.assert_array_equal(np.concatenate([block.right for block in cut]), -ends[:count])
+
+
+# --- decisions at the model's own threshold ---
+
+
+def test_decisions_are_compared_at_the_threshold_of_the_model(tmp_path, limits_known, capsys):
+    table = written_table(tmp_path, head="absdiff", rows=3000, threshold=-9.0)
+    found = bench(table, pairs=500, device="cpu", seconds=ENOUGH)
+    rows = [row for row in found["agreement"] if row["head"] == "the table"]
+    assert {row["threshold"] for row in rows} == {-9.0}
+    assert found["settings"]["threshold"] == -9.0
+    kinds = {(row["precision"], row["backend"]) for row in rows if row["flipped"] is not None}
+    names = ("CPU pairs", "CPU dense tiles", "CPU threshold")
+    assert kinds == {(precision, name) for precision in PRECISIONS for name in names}
+    changed = {
+        precision: {row["flipped_in_all"] for row in rows if row["precision"] == precision} - {None}
+        for precision in PRECISIONS
+    }
+    for counts in changed.values():
+        assert len(counts) == 1  # a score has the same decision on every backend
+    assert changed["float32"] == {0}
+    assert min(changed["int8"]) > max(changed["float16"])
+    assert {row["wrong"] for row in rows} == {0}
+    print_bench(found)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "at -9: the model's threshold" in printed
+    assert str(max(changed["int8"])) in printed
+
+
+def test_decisions_without_a_threshold_say_so(tmp_path, limits_known, capsys):
+    print_bench(bench(written_table(tmp_path), pairs=500, device="cpu", seconds=ENOUGH))
+    assert "the table has no threshold" in " ".join(capsys.readouterr().out.split())
+
+
+def test_scores_near_the_threshold_are_looked_for(tmp_path):
+    table = read_table(written_table(tmp_path, head="absdiff", rows=3000, threshold=-9.0))
+    deciding = Deciding(table, 2)
+    assert len(np.unique(deciding.chosen)) == len(deciding.chosen) <= 256
+    near = np.mean(np.abs(deciding.truth + 9) < 0.01)
+    everywhere = reference.score_matrix(table.rows[:300], table.rows[:300], table.plan)
+    assert near > 1.5 * np.mean(np.abs(everywhere + 9) < 0.01)
+
+
+# --- energy ---
+
+
+def test_rates_carry_the_energy_that_the_system_shows(monkeypatch, limits_known, capsys):
+    class Rising:
+        value = 0
+
+        def read(self):
+            self.value += 7_000_000
+            return self.value
+
+    counter = Counter("package-0", Rising().read)
+    monkeypatch.setattr("fastpair.bench.cpu_counters", lambda: ([counter], ""))
+    found = bench(entities=300, columns=20, pairs=5000, device="cpu", seconds=ENOUGH)
+    assert found["energy"] == {"counters": ["package-0"], "notes": []}
+    for row in [*found["rows"], *found["figures"]["speed"].values()]:
+        used = row["joules_per_million_pairs"]
+        assert used["median"] == pytest.approx(7e6 / row["pairs"])
+        assert used["repeats"] == row["pairs_per_second"]["repeats"]
+    print_bench(found)
+    printed = capsys.readouterr().out
+    assert "J/million" in printed
+    assert "package-0" in printed
+    assert "J per million" in markdown(found)
+
+
+def test_a_system_without_counters_of_energy_is_said_in_a_line(monkeypatch, limits_known, capsys):
+    monkeypatch.setattr("fastpair.bench.cpu_counters", lambda: ([], "energy is not shown"))
+    found = bench(entities=300, columns=20, pairs=5000, device="cpu", seconds=ENOUGH)
+    assert {row["joules_per_million_pairs"] for row in found["rows"]} == {None}
+    print_bench(found)
+    printed = capsys.readouterr().out
+    assert printed.count("energy is not shown") == 1
+    assert "J/million" not in printed
+
+
+# --- the figures of the README ---
+
+
+def readme_tables():
+    """The two tables of the README: lists of cells."""
+    path = Path(__file__).parents[1] / "README.md"
+    if not path.exists():
+        pytest.skip("the documents are not beside the tests here")
+    text = path.read_text()
+    marked = re.search(r"<!-- figures: begin -->\n(.*)<!-- figures: end -->", text, re.DOTALL)[1]
+    return [
+        [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()]
+        for table in marked.strip().split("\n\n")
+    ]
+
+
+def test_every_figure_of_the_readme_is_in_the_json(found):
+    from fastpair.cli import commands
+
+    options = {one.name: one.default for one in commands.commands["bench"].params}
+    shape = options["entities"], options["columns"]
+    keys = {speed_label(one, one.shape(*shape)): one.key for one in FIGURES}
+    speed, precision = readme_tables()
+    assert [tuple(cells[:3]) for cells in speed[2:]] == list(keys)
+    assert list(found["figures"]["speed"]) == list(keys.values())
+    assert [cells[0].strip("`") for cells in precision[2:]] == list(found["figures"]["precision"])
+    for errors in found["figures"]["precision"].values():
+        assert set(precision[0][1:]) == set(errors)
+
+
+def test_the_tables_of_the_readme_are_those_that_the_command_prints(found):
+    printed = markdown({**found, "energy": {"counters": [], "notes": []}}).split("\n\n")
+    for table, lines in zip(readme_tables(), printed, strict=True):
+        head = [cell.strip() for cell in lines.splitlines()[0].strip("| ").split("|")]
+        assert table[0] == head
+        assert len(table) == len(lines.splitlines())
+
+
+def test_a_precision_is_as_far_from_float64_as_its_digits_say(found):
+    for errors in found["figures"]["precision"].values():
+        order = ["float32", "float16", "bfloat16", "int8"]
+        sizes = [errors[name]["rms"] for name in order]
+        assert sizes == sorted(sizes)
+        assert errors[NUMPY]["greatest"] < 1e-4
+        for one in errors.values():
+            assert 0 < one["rms"] <= one["greatest"]
 
 
 @given(layout=layouts, link=st.sampled_from(LINKS), seed=st.integers(0, 2**32 - 1))
@@ -193,7 +397,9 @@ def test_what_there_is_no_time_for_is_named(found, monkeypatch, capsys):
     monkeypatch.setattr("fastpair.bench.measure_limits", lambda threads: found["limits"])
     short = bench(entities=300, columns=20, pairs=500, seconds=1e-3)
     assert short["rows"] == []
-    assert len(short["skipped"]) == 1 + len(PRECISIONS)
+    assert short["figures"] == {"speed": {}, "precision": {}}
+    figures = len(FIGURES) + len(PRECISION_HEADS)
+    assert len(short["skipped"]) == 1 + len(PRECISIONS) + figures
     print_bench(short)
     assert "skipped" in capsys.readouterr().out
 

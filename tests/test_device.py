@@ -1,5 +1,6 @@
 """Which device works: found without importing CuPy, told in a sentence, alike in all commands."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from fastpair.bench_report import print_bench
 from fastpair.bench_works import WORKS
 from fastpair.cli import commands
 from fastpair.device import Missing, pick
+from fastpair.energy import Counter
 from fastpair.errors import (
     ArgumentError,
     DeviceError,
@@ -381,6 +383,9 @@ def test_bench_measures_a_gpu_beside_the_cpu(files, machine, monkeypatch, capsys
     monkeypatch.setattr("fastpair.bench.LONGEST_ROW", 0.0)
     monkeypatch.setattr("fastpair.machine.MOST_STREAM", 1 << 22)
     monkeypatch.setattr("fastpair.machine.SHORTEST", 1e-3)
+    rising = Counter("gpu:0", itertools.count(0, 1_000_000).__next__)
+    monkeypatch.setattr("fastpair.bench.gpu_counter", lambda number: (rising, ""))
+    monkeypatch.setattr("fastpair.bench.cpu_counters", lambda: ([], "none"))
     jobs.project("cosine", files / "e.h5", files / "b.h5", precision="bfloat16")
     found = bench(files / "b.h5", pairs=600, seconds=600, device="gpu")
     assert found["skipped"] == []
@@ -391,11 +396,16 @@ def test_bench_measures_a_gpu_beside_the_cpu(files, machine, monkeypatch, capsys
     for row in found["rows"]:
         assert row["share"] > 0
         assert row["binds"] in ("memory", "arithmetic", "link")
+        used = row["joules_per_million_pairs"]
+        assert (used is None) == (row["device"] == "cpu")
+        assert used is None or used["median"] == pytest.approx(1e6 / row["pairs"])
+    assert found["energy"] == {"counters": ["gpu:0"], "notes": ["none"]}
     on_gpu = {row["work"]: row for row in found["rows"] if row["device"] == "gpu:0"}
     assert on_gpu["stream"]["needs_per_pair"].items() >= {"up": 8.0, "down": 4.0}.items()
     json.dumps(found, allow_nan=False)
     compared = {**on_gpu["pairs"], "head": "dot", "backend": "GPU pairs", "difference": 0.0}
     compared |= {"ulp": 0.0, "bound": 0.0, "flipped": 0, "other_sets": None, "wrong": 0}
+    compared |= {"flipped_in_all": None}
     print_bench({**found, "agreement": [compared]})
     shown = capsys.readouterr().out
     for words in ("gpu:0, simulated", "host to device", "gpu:0", "link"):

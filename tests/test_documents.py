@@ -1,12 +1,15 @@
 """What the documents say of the project is so: rooms, commands, links, the version."""
 
 import ast
+import importlib.metadata
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+import fastpair
 from fastpair.cli import commands
 
 ROOT = Path(__file__).parents[1]
@@ -91,3 +94,12 @@ def test_the_version_is_the_same_everywhere():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_version_comes_from_one_place():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", version)
+    assert fastpair.__version__ == importlib.metadata.version("fastpair") == version
+    printed = CliRunner().invoke(commands, ["--version"]).output
+    assert printed == f"fastpair, version {version}\n"
+    assert [name for name, path in sources().items() if f'"{version}"' in path.read_text()] == []

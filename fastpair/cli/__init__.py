@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that ``fastpair --help`` ans
 from __future__ import annotations
 
 from fastpair.cli import (  # the commands add themselves
+    completing,
     folding,
     learning,
     measuring,
@@ -17,6 +18,7 @@ from fastpair.cli.shared import commands
 
 __all__ = [
     "commands",
+    "completing",
     "folding",
     "learning",
     "main",

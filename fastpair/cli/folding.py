@@ -29,6 +29,7 @@ from fastpair.cli.shared import (
     threads_option,
     worker_options,
 )
+from fastpair.cli.words import complete_model
 
 
 @commands.command()
@@ -54,7 +55,7 @@ def convert(source: Path, output: Path, as_json: bool, **options: Any) -> None:
 
 
 @commands.command(epilog=BUILTIN_HELP)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.argument("embeddings", type=path_type, required=False)
 @output_option
 @click.option(
@@ -103,7 +104,7 @@ def project(as_json: bool, output: Path, **options: Any) -> None:
 
 
 @commands.command(epilog=BUILTIN_HELP)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.argument("embeddings", type=path_type)
 @click.argument("pairs", type=path_type)
 @output_option

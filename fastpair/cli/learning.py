@@ -32,6 +32,16 @@ from fastpair.cli.shared import (
     spelled,
     threads_option,
 )
+from fastpair.cli.words import (
+    CALIBRATIONS,
+    GOALS,
+    HEADS,
+    LOSSES,
+    PREPARATIONS,
+    STARTS,
+    TOWERS,
+    completing,
+)
 from fastpair.wording import METRICS
 
 
@@ -97,22 +107,34 @@ IDS_ALONE = {"ids", "two_tables", "weight_decay", "negatives", "implicit", "bias
 @good_option
 @click.option("--arms", metavar="A,B,D", help="Which of the arms to try.  [default: all]")
 @click.option(
-    "--head", help="Heads joined by +, such as cosine+absdiff, or module:Class.  [default: arms]"
+    "--head",
+    shell_complete=completing(HEADS, "+"),
+    help="Heads joined by +, such as cosine+absdiff, or module:Class.  [default: arms]",
 )
 @click.option(
     "--tower",
+    shell_complete=completing(TOWERS),
     help="What each embedding goes through: identity, linear or mlp, with options in brackets if "
     'wanted: "linear(bias=1,normalise=1)", "mlp(hidden=128x64,activation=gelu,residual=0)"; '
     "activation is relu, tanh or gelu; normalise=1 brings outputs to length 1.",
 )
-@click.option("--start", help="Where a linear tower starts: identity, pca or random.")
+@click.option(
+    "--start",
+    shell_complete=completing(STARTS),
+    help="Where a linear tower starts: identity, pca or random.",
+)
 @click.option("--dim", type=click.IntRange(1), help="Columns of the towers.  [default: all]")
-@click.option("--preparation", help="none, centre, half-whitening or scaling.")
+@click.option(
+    "--preparation",
+    shell_complete=completing(PREPARATIONS),
+    help="none, centre, half-whitening or scaling.",
+)
 @click.option(
     "--density/--no-density", default=None, help="Use how close an entity's nearest others are."
 )
 @click.option(
     "--loss",
+    shell_complete=completing(LOSSES, "+"),
     help="cross-entropy, ranking, contrastive, triplet, squared or correlation, joined by +, each "
     "with a number after a colon if wanted; or sampled: good pairs alone, bad ones are sampled. "
     "With --ids cross-entropy, squared, or of good pairs alone bpr or softmax.",
@@ -151,9 +173,15 @@ IDS_ALONE = {"ids", "two_tables", "weight_decay", "negatives", "implicit", "bias
 @click.option(
     "--asymmetric", is_flag=True, help="Another tower for left than for right: no longer symmetric."
 )
-@click.option("--calibrate", help="platt, isotonic or temperature.  [default: platt]")
 @click.option(
-    "--threshold-by", help="f1, f0.5, accuracy, precision=0.9 or recall=0.9.  [default: f1]"
+    "--calibrate",
+    shell_complete=completing(CALIBRATIONS),
+    help="platt, isotonic or temperature.  [default: platt]",
+)
+@click.option(
+    "--threshold-by",
+    shell_complete=completing(GOALS),
+    help="f1, f0.5, accuracy, precision=0.9 or recall=0.9.  [default: f1]",
 )
 @click.option("--prior", type=float, metavar="SHARE", help="Of good pairs among those to score.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the pairs, at most.")

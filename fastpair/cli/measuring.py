@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from fastpair.cli.measured import evaluation_lines
 from fastpair.cli.shared import (
@@ -29,10 +30,11 @@ from fastpair.cli.shared import (
     spelled,
     threads_option,
 )
+from fastpair.cli.words import DEVICES, complete_model, completing
 
 
 @commands.command(epilog=BUILTIN_HELP)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.argument("files", type=path_type, nargs=-1, metavar="[EMBEDDINGS] PAIRS")
 @good_option
 @click.option("--graded", is_flag=True, help="Labels are grades.")
@@ -110,6 +112,30 @@ def evaluate(as_json: bool, files: tuple[Path, ...], **options: Any) -> None:
         click.echo(line)
 
 
+class PairsOrCount(click.ParamType):
+    """A number of random pairs, or a file of pairs."""
+
+    name = "file or count"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> int | Path:
+        """Return the number, which is at least 1, or the path."""
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            return Path(value)
+        if number < 1:
+            self.fail(f"{number} is not at least 1", parameter, context)
+        return number
+
+    def shell_complete(
+        self, context: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Complete files."""
+        return [CompletionItem(incomplete, type="file")]
+
+
 @commands.command()
 @click.option(
     "--table", type=path_type, metavar="FILE", help="Table to measure.  [default: generated]"
@@ -126,10 +152,11 @@ def evaluate(as_json: bool, files: tuple[Path, ...], **options: Any) -> None:
 )
 @click.option(
     "--pairs",
-    type=click.IntRange(1),
+    type=PairsOrCount(),
     default=4_000_000,
     show_default=True,
-    help="Random pairs to score, at most.",
+    metavar="FILE|N",
+    help="Pairs of --table, scored as they are read; or how many random pairs, at most.",
 )
 @click.option(
     "--seconds",
@@ -145,6 +172,7 @@ def evaluate(as_json: bool, files: tuple[Path, ...], **options: Any) -> None:
     default="auto",
     show_default=True,
     metavar="DEVICE",
+    shell_complete=completing(DEVICES),
     help="GPU to measure beside the CPU: auto (the first, if there is one), cpu (none), gpu:1.",
 )
 @click.option(
@@ -156,9 +184,18 @@ def evaluate(as_json: bool, files: tuple[Path, ...], **options: Any) -> None:
 @click.option("--plot", type=path_type, metavar="FILE", help="Draw the roofline: .png, .svg, .pdf.")
 @overwrite_option
 @own_head_option
+@click.option(
+    "--markdown", is_flag=True, help="Print the figures as the tables of the README, no others."
+)
 @json_option
 def bench(
-    as_json: bool, against: Path | None, plot: Path | None, overwrite: bool, **options: Any
+    as_json: bool,
+    markdown: bool,
+    against: Path | None,
+    plot: Path | None,
+    overwrite: bool,
+    pairs: int | Path,
+    **options: Any,
 ) -> None:
     """Measure this machine, what fastpair does on it, and that its results are right.
 
@@ -170,6 +207,9 @@ def bench(
     from fastpair.bench import bench as measure
     from fastpair.bench_report import print_bench, steps
 
+    if markdown and (as_json or options["table"] is not None):
+        raise click.UsageError("--markdown does not go with --json or --table")
+    options |= {"pair_file": pairs} if isinstance(pairs, Path) else {"pairs": pairs}
     earlier = None
     if against is not None:
         from fastpair.planning import read_summary
@@ -178,11 +218,11 @@ def bench(
     if plot is not None:
         from fastpair.heat_map import check_plot
 
-        given = (against, options["table"])
+        given = (against, options["table"], options.get("pair_file"))
         inputs = [path for path in given if path is not None]
         check_plot(plot, overwrite=overwrite, inputs=inputs)
-    with steps() as say:
-        summary = measure(say=say, **options)
+    with steps() as show:
+        summary = measure(say=show, **options)
     if earlier is not None:
         from fastpair.bench_against import compare_benches
 
@@ -193,6 +233,11 @@ def bench(
         draw_roofline(summary, plot)
     if as_json:
         finish(summary, True)
+    elif markdown:
+        from fastpair.bench_figures import markdown as as_markdown
+
+        click.echo(as_markdown(summary))
+        say(*(f"skipped: {sentence}" for sentence in summary["skipped"]))
     else:
         print_bench(summary)
     check_agreement(summary["agreement"])

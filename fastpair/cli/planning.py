@@ -85,14 +85,10 @@ _rates = options_together(
 def plan(as_json: bool, **options: Any) -> None:
     """Say what a run will cost: bytes, memory, hours, and what binds it.
 
-    \b
-    fastpair bench --json > rates.json
-    fastpair plan --entities 1e9 --pairs 1e12 --workers 64 --rates rates.json
-
     Choose one of --pairs, --top-k, --threshold, --dense and --histogram. Rates come from --rates,
     from real runs (--run), or from --pairs-per-second; single ones replace those. --memory is what
     each worker has.
-    """  # noqa: D301
+    """
     from fastpair.planning import Job, price
 
     works = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from fastpair.cli.shared import (
     BUILTIN_HELP,
@@ -38,6 +39,7 @@ from fastpair.cli.shared import (
     threads_option,
     without_cluster,
 )
+from fastpair.cli.words import complete_model
 
 
 @commands.command()
@@ -235,8 +237,13 @@ def _look_up(as_json: bool, output: Path, soft: Summary, options: Summary) -> No
 
 
 @commands.command(epilog=BUILTIN_HELP)
-@click.argument("model")
-@click.argument("words", metavar="[EMBEDDINGS] EXPRESSION...", nargs=-1)
+@click.argument("model", shell_complete=complete_model)
+@click.argument(
+    "words",
+    metavar="[EMBEDDINGS] EXPRESSION...",
+    nargs=-1,
+    shell_complete=lambda _context, _parameter, begun: [CompletionItem(begun, type="file")],
+)
 @click.option(
     "--file", type=path_type, metavar="FILE", help="More expressions, one a line of this text."
 )

@@ -12,6 +12,9 @@ from typing import Any
 
 import click
 
+from fastpair.cli.examples import Commands
+from fastpair.cli.words import DEVICES, completing
+
 BUILTIN_HELP = "MODEL is a model file or one of cosine, dot, euclidean, manhattan."
 
 Summary = dict[str, Any]
@@ -178,6 +181,7 @@ device_options = options_together(
         default="auto",
         show_default=True,
         metavar="DEVICE",
+        shell_complete=completing(DEVICES),
         help="auto, cpu, gpu (all that are there), gpu:1 or gpu:0,1.",
     ),
     click.option(
@@ -307,24 +311,26 @@ label_column_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="fastpair", prog_name="fastpair")
 def commands() -> None:
     """Learn how similar two things are from good and bad pairs, then score pairs by the million.
 
     \b
-    A first look:          fastpair demo
-    Learn a similarity:    fastpair train embeddings.h5 pairs.csv -o model.h5
-    See how good it is:    fastpair evaluate model.h5 embeddings.h5 test.csv
-    Fold the embeddings:   fastpair project model.h5 embeddings.h5 -o table.h5
-    Score a pair file:     fastpair score table.h5 candidates.parquet -o scores.parquet
-    Best 10 of everyone:   fastpair matrix table.h5 --top-k 10 -o best.h5
-    Features for others:   fastpair features model.h5 embeddings.h5 pairs.csv -o features.h5
-    How fast, here:        fastpair bench
+    A first look:         fastpair demo
+    Learn a similarity:   fastpair train embeddings.h5 pairs.csv -o model.h5
+    See how good it is:   fastpair evaluate model.h5 embeddings.h5 test.csv
+    Fold the embeddings:  fastpair project model.h5 embeddings.h5 -o table.h5
+    Score a pair file:    fastpair score table.h5 pairs.csv -o scores.csv
+    Best 10 of everyone:  fastpair matrix table.h5 --top-k 10 -o best.h5
+    Features for others:  fastpair features model.h5 e.h5 pairs.csv -o features.h5
+    How fast, here:       fastpair bench
 
     Embeddings and pairs are read from CSV, TSV, Parquet, Arrow, npy, npz, HDF5 and more
     (docs/formats.md); - is standard input. Wherever a model is asked for, cosine, dot, euclidean or
-    manhattan may stand instead.
+    manhattan may stand instead. `fastpair COMMAND --help` ends with examples.
     """  # noqa: D301
 
 
