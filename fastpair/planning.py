@@ -8,8 +8,8 @@ whose reading, scoring and writing go on side by side, so that the slowest of th
 Tables that do not fit into the memory of a worker are read by blocks (docs/scaling.md): S bytes of
 one table in a memory of M about (S / M + 1) / 2 times for a list of pairs, whose sorted copy is
 written and read as well, and once for each block of left rows for all pairs, which are walked in
-both orders then, unless they are counted for a histogram. Workers of a cluster do not do that: a job
-of several workers whose tables do not fit is as many runs, each on its own share of the pairs.
+both orders then, unless they are counted for a histogram. Workers of a cluster do not do that: a
+job of several workers whose tables do not fit is as many runs, each on its own share of the pairs.
 
 Rates come from what ``fastpair bench`` measured, or from real runs of the same work: each says
 ``seconds = start + tables / read + pairs / rate``, and the start and the rate that explain them
@@ -289,8 +289,8 @@ def read_summary(path: Path) -> Summary:
 
 
 SHARES = (
-    "workers of a cluster hold the tables whole, which do not fit: this is the price of {} runs, one "
-    "on each machine, each with its own share of the pairs (of the left rows, for all pairs)"
+    "workers of a cluster hold the tables whole, which do not fit: this is the price of {} runs, "
+    "one on each machine, each with its own share of the pairs (of the left rows, for all pairs)"
 )
 
 
