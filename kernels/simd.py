@@ -102,9 +102,9 @@ def _nothing():
     return 0
 
 
-def prepare() -> None:
-    """Let Numba load what it knows of Python and NumPy, which it puts off until the first call."""
-    _nothing()
+# Numba puts off until the first call what it knows of Python and NumPy, and then adds types to a
+# register that calls of other threads may be going through. Whoever imports a kernel waits for it.
+_nothing()
 
 
 # --- the vector types ----------------------------------------------------------------------------

@@ -61,7 +61,6 @@ def folder(tmp_path_factory):
         file["pairs"] = rng.integers(0, ENTITIES, (PAIRS, 2), dtype=np.int32)
     jobs.project("cosine", folder / "ids.h5", folder / "t.h5")
     jobs.project("cosine", folder / "others.h5", folder / "few.h5")
-    simd.prepare()
     return folder
 
 

@@ -89,6 +89,26 @@ def blas_threads() -> list[int]:
     return [part["num_threads"] for part in threadpool_info() if part["user_api"] == "blas"]
 
 
+TYPES_ADDED_LATER = """
+from numba.core.typing.typeof import typeof_impl
+from fastpair.kernels import simd
+known = set(typeof_impl.registry)
+import numpy as np
+from fastpair import fold, score_pairs
+table = fold(np.eye(4, dtype=np.float32))
+score_pairs(table, [[0, 1]])
+print(sorted(map(str, set(typeof_impl.registry) - known)))
+"""
+
+
+def test_numba_knows_all_types_once_a_kernel_is_imported():
+    """What is added later, other threads may be going through: a command then ends by chance."""
+    found = subprocess.run(
+        [sys.executable, "-c", TYPES_ADDED_LATER], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"
+
+
 def test_blas_stays_in_one_thread_until_its_last_user_is_done():
     with threadpool_limits(2, "blas"):
         before = blas_threads()

@@ -215,9 +215,7 @@ def file_time(path: Path) -> str:
 
 def prepare_kernels() -> None:
     """Load Numba and the pair kernel, which takes half a second."""
-    from fastpair.kernels import pairs, simd  # noqa: F401  Numba and the pair kernel
-
-    simd.prepare()
+    from fastpair.kernels import pairs  # noqa: F401
 
 
 def digest_of_kernels() -> str:
