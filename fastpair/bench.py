@@ -55,11 +55,11 @@ Say = Callable[[str], None]
 PLANNED_SHARE = 0.85
 """Share of the seconds that is planned for: the rest is for what takes longer than it looked."""
 
-AGREEMENT_SHARE = 0.75
-"""Share of those after which no further case of agreement begins."""
+KEPT_BY_FIGURES = 0.2
+"""Share of the time that the figures of the README, which come first, keep for what comes after."""
 
-FIGURES_SHARE = 0.5
-"""Share of the time after agreement that is kept for the figures of the README."""
+AGREEMENT_SHARE = 0.6
+"""Share of the time before rows after which no further case of agreement begins."""
 
 SHORTEST_ROW = 0.3
 """Seconds that must be left for a row to begin."""
@@ -137,8 +137,6 @@ def bench(
     those = backends(compared_device)
     skipped: list[str] = []
     deciding = None if given is None else Deciding(given, count)
-    say("comparing with the reference (kernels are compiled on the first run)")
-    compared = _agree(those, deciding, begun + AGREEMENT_SHARE * planned, skipped)
     counters, notes = _counters(choice)
     task = Task(limits, count, pairs, begun + planned, seed, say, skipped, choice, gpu, *counters)
     task.those, task.source = those, source
@@ -148,13 +146,16 @@ def bench(
         limits["disk"] = measure_disk(folder)
         limits["start"] = _measure_start(folder, count)
         figures = None
+        if given is None:
+            _check_room(folder, _generated_bytes(task, entities, columns))
+            task.kept = KEPT_BY_FIGURES * max(0.0, task.left())
+            figures = measure_figures(task, entities, columns)
+            task.kept = 0.0
+        compared = _agree(task, deciding)
         if table is not None and given is not None and deciding is not None:
             rows = _given_rows(task, table, given, folder, deciding, compared)
         else:
-            task.kept = FIGURES_SHARE * max(0.0, task.left())
             rows = _generated(task, (entities, columns), folder)
-            task.kept = 0.0
-            figures = measure_figures(task, entities, columns)
     return {
         "machine": machine,
         "limits": limits,
@@ -246,24 +247,23 @@ def _measure_gpu(choice: Choice) -> Summary | None:
     return {"machine": describe_gpu(runtime), "limits": measure_gpu_limits(runtime)}
 
 
-def _agree(
-    those: list[Backend], deciding: Deciding | None, deadline: float, skipped: list[str]
-) -> list[Summary]:
-    """Compare all backends until the deadline; some rows of the given table are a case too."""
+def _agree(task: Task, deciding: Deciding | None) -> list[Summary]:
+    """Compare all backends while there is time; some rows of the given table are a case too."""
+    task.say("comparing with the reference (kernels are compiled on the first run)")
+    deadline = time.perf_counter() + AGREEMENT_SHARE * task.left()
 
     def all_cases() -> Iterator[Case]:
         if deciding is not None:
             yield deciding.case(deciding.table)
         for case in cases():
             if time.perf_counter() > deadline:
-                skipped.append(
-                    f"agreement from {case.plan.precision} {case.head} on: the time was up; "
-                    "kernels that are compiled now need not be the next time"
+                task.skipped.append(
+                    f"agreement from {case.plan.precision} {case.head} on: the time was up"
                 )
                 return
             yield case
 
-    return agreement(those, all_cases())
+    return agreement(task.those, all_cases())
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -287,11 +287,15 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
+def _generated_bytes(task: Task, entities: int, columns: int) -> int:
+    """Return the bytes on disk of generated embeddings, their table, pairs and scores, at most."""
+    row = 4 * (columns + 32)
+    return 2 * entities * row + task.pairs * (INDEX_BYTES + SCORE_BYTES)
+
+
 def _generated(task: Task, shape: tuple[int, int], folder: Path) -> list[Summary]:
     """Fold random embeddings in every precision and measure each table."""
     embeddings, table = folder / "embeddings.h5", folder / "table.h5"
-    row = 4 * (shape[1] + 32)
-    _check_room(folder, 2 * shape[0] * row + task.pairs * (INDEX_BYTES + SCORE_BYTES))
     rng = np.random.default_rng(task.seed)
 
     def blocks() -> Iterator[tuple[int, np.ndarray]]:

@@ -96,13 +96,6 @@ def measure_figures(task: Task, entities: int, columns: int) -> Summary:
         ``greatest`` error of scores and the root of their mean square, ``rms``, in standard
         deviations of the scores.
     """
-    task.say("measuring how far each precision is from float64")
-    precision: Summary = {}
-    for head in PRECISION_HEADS:
-        if task.left() < LEAST_LEFT:
-            task.skipped.append(f"precision of {head}: the time was up")
-            continue
-        precision[head] = precision_errors(head, max(1, round(300 / 128 * columns)))
     speed: Summary = {}
     for figure in FIGURES:
         shape = figure.shape(entities, columns)
@@ -114,6 +107,13 @@ def measure_figures(task: Task, entities: int, columns: int) -> Summary:
         else:
             task.say(f"measuring {name}")
             speed[figure.key] = _measured(task, figure, shape)
+    task.say("measuring how far each precision is from float64")
+    precision: Summary = {}
+    for head in PRECISION_HEADS:
+        if task.left() < LEAST_LEFT:
+            task.skipped.append(f"precision of {head}: the time was up")
+            continue
+        precision[head] = precision_errors(head, max(1, round(300 / 128 * columns)))
     return {"speed": speed, "precision": precision}
 
 

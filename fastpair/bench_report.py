@@ -92,9 +92,20 @@ def print_bench(found: Summary) -> None:
         print_comparison(console, found["against"], found["settings"])
     for sentence in _missing(found["backends"]):
         console.print(sentence, markup=False)
-    for sentence in found["skipped"]:
-        console.print(f"skipped: {sentence}", markup=False)
+    for sentence in skipped_lines(found):
+        console.print(sentence, markup=False)
     console.print(f"{found['seconds']:.0f} s in all", markup=False)
+
+
+def skipped_lines(found: Summary) -> list[str]:
+    """Return a line for each thing that there was no time for, and what to do about it."""
+    lines = [f"skipped: {sentence}" for sentence in found["skipped"]]
+    if lines:
+        lines.append(
+            "Kernels that were compiled now need not be the next time: run it again, or give more "
+            "--seconds."
+        )
+    return lines
 
 
 def print_comparison(console: Any, against: Summary, settings: Summary) -> None:

@@ -205,7 +205,7 @@ def bench(
     """
     from fastpair.agreement import check_agreement
     from fastpair.bench import bench as measure
-    from fastpair.bench_report import print_bench, steps
+    from fastpair.bench_report import print_bench, skipped_lines, steps
 
     if markdown and (as_json or options["table"] is not None):
         raise click.UsageError("--markdown does not go with --json or --table")
@@ -237,7 +237,7 @@ def bench(
         from fastpair.bench_figures import markdown as as_markdown
 
         click.echo(as_markdown(summary))
-        say(*(f"skipped: {sentence}" for sentence in summary["skipped"]))
+        say(*skipped_lines(summary))
     else:
         print_bench(summary)
     check_agreement(summary["agreement"])
