@@ -198,9 +198,10 @@ def rates_of_bench(found: Summary, job: Job, precision: str = "float32") -> Rate
     DataError : the work was not measured in this precision.
     """
     wanted = BENCH_WORKS.get(job.work, job.work)
+    measured = found.get("rows")
     rows = [
         row
-        for row in found.get("rows", [])
+        for row in (measured if isinstance(measured, list) else [])
         if (row["work"], row["precision"], row["device"]) == (wanted, precision, "cpu")
     ]
     if not rows or "disk" not in found.get("limits", {}):
@@ -253,6 +254,9 @@ def rates_of_runs(runs: Sequence[Summary], job: Job, read: float = math.inf) -> 
                 f"a run says nothing of {', '.join(missing)}: it must be what fastpair score or "
                 "fastpair matrix print with --json"
             )
+        for name in ("pairs", "seconds"):
+            if not isinstance(run[name], (int, float)) or not run[name] > 0:
+                raise DataError(f"{name} of a run is {run[name]!r}, expected a number above 0")
         if run["work"] != job.work:
             raise DataError(f"a run is of the work {run['work']}, expected {job.work}")
         if run["row_bytes"] != job.row_bytes:

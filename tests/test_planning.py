@@ -202,6 +202,8 @@ def test_two_runs_tell_the_start_from_the_rate(start, rate, pairs, more):
         ({"work": "dense"}, "of the work dense"),
         ({"row_bytes": 128}, "rows of 128 bytes"),
         ({"resumed_from": 5}, "resumed"),
+        ({"seconds": 0}, "seconds of a run is 0"),
+        ({"pairs": "x"}, "pairs of a run is 'x'"),
         ({"workers": 2}, "made by 2 workers of a cluster"),
         ({"pairs": 10}, "two sizes"),
         ({"seconds": 0.01}, "no more time"),
@@ -250,6 +252,9 @@ def test_rates_of_a_bench_are_brought_to_other_rows():
     assert twice.pairs_per_second == pytest.approx(5e6)
     with pytest.raises(DataError, match="no top-k in int8"):
         rates_of_bench(walk, some_job("top-k"), "int8")
+    for others in ({}, {"rows": 300_000}, {"rows": []}):  # what other commands print
+        with pytest.raises(DataError, match="no stream"):
+            rates_of_bench(others, small)
     with pytest.raises(DataError, match="no stream"):
         rates_of_bench({**bench_like(), "limits": {}}, small)
 
@@ -349,6 +354,8 @@ def test_given_rates_replace_measured_ones(runs):
         (["--pairs", "1e9", "--dense"], "choose one of --pairs"),
         (["--pairs", "1.5", "--pairs-per-second", "1"], "no whole number"),
         (["--pairs", "many", "--pairs-per-second", "1"], "no number"),
+        (["--dense", "--kept", "0.1", "--pairs-per-second", "1"], "--kept goes with"),
+        (["--dense", "--columns", "9", "--row-bytes", "64"], "choose one of --columns"),
         (["--dense", "--rates", "a.json", "--run", "b.json"], "choose one of --rates"),
     ],
 )
