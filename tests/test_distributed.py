@@ -762,6 +762,12 @@ def test_who_makes_a_part_brings_it_to_the_disk_where_an_output_stands_on_it(pla
         assert kept(part) == 1
     with PartsFolder(out / "r.h5", {}, flushed=True) as folder:
         assert kept(folder.part(0, 1)) == 1
+    with PartsFolder(out / "q.h5", {}) as folder:
+        assert kept(folder.part(0, 1)) == 0
+    flushed.clear()
+    with PartsFolder(out / "q.h5", {}, resume=True, flushed=True) as folder:
+        assert folder.part(0, 1).find() is not None
+        assert len(flushed) == 1
 
 
 def test_outputs_over_parts_have_few_of_them():
