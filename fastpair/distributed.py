@@ -14,6 +14,7 @@ loopback address alone.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
@@ -29,7 +30,7 @@ from time import monotonic
 from typing import Any
 
 from fastpair import errors
-from fastpair.backend import memory_budget, thread_count
+from fastpair.backend import LEAST_MEMORY, memory_budget, thread_count
 from fastpair.errors import ArgumentError, ClusterError, FastpairError
 
 INSTALL = "pip install 'fastpair[cluster]'"
@@ -52,6 +53,9 @@ TASKS_A_THREAD = 2
 
 SHARE_OF_LIMIT = 0.6
 """Of the memory that Dask allows a worker, what fastpair allocates; from 0.8 on Dask pauses it."""
+
+SILENT = 60
+"""A level of logging that nothing has."""
 
 Task = Callable[..., dict[str, Any]]
 """What a worker runs: a function of a module, with arguments that can be sent."""
@@ -329,17 +333,24 @@ def connected(
     if find_spec("distributed") is None:
         raise ClusterError(f"Dask is not installed: {INSTALL}")
     with ExitStack() as stack:
+        stack.enter_context(_quiet())
         if scheduler is not None:
             yield Cluster(stack.enter_context(_client(scheduler)))
             return
         assert workers is not None
         if workers < 1:
             raise ArgumentError(f"workers is {workers}, expected at least 1")
+        budget = memory_budget(memory)
+        if budget // workers < LEAST_MEMORY:
+            raise ArgumentError(
+                f"memory is {budget} bytes for {workers} workers together, expected at least "
+                f"{LEAST_MEMORY} (64MiB) for each: allow more or start fewer"
+            )
         local = stack.enter_context(_local_cluster(workers, device))
         yield Cluster(
             stack.enter_context(_client(local)),
             threads=max(1, thread_count(threads) // workers),
-            memory=memory_budget(memory) // workers,
+            memory=budget // workers,
             local=True,
         )
 
@@ -349,6 +360,8 @@ def _client(cluster: Any) -> Iterator[Any]:
     from distributed import Client
 
     try:
+        if isinstance(cluster, str):
+            _check_address(cluster)
         client = Client(cluster, set_as_default=False, timeout=CONNECTED_WITHIN)
     except (OSError, TimeoutError, ValueError, ImportError, RuntimeError) as error:
         words = " ".join(str(error).split())[:200]
@@ -358,6 +371,36 @@ def _client(cluster: Any) -> Iterator[Any]:
     finally:
         with suppress(Exception):  # the scheduler may be gone
             client.close(timeout=2)
+
+
+def _check_address(scheduler: str) -> None:
+    """Raise a ValueError for what Dask's client does not even try, and hangs at its end for."""
+    from distributed.comm.addressing import get_address_host_port, parse_address
+    from distributed.security import Security
+
+    get_address_host_port(scheduler)
+    context = Security().get_connection_args("client").get("ssl_context")
+    if parse_address(scheduler)[0] == "tls" and context is None:
+        raise ValueError("no certificates are set in Dask's distributed.comm.tls")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep from the terminal what Dask logs while workers end and schedulers go: it is told here.
+
+    A local cluster does so too, but not until it has ended.
+    """
+    import distributed  # noqa: F401 - makes its handlers
+
+    handlers = logging.getLogger("distributed").handlers
+    levels = [(h, h.level) for h in handlers if isinstance(h, logging.StreamHandler)]
+    for handler, _ in levels:
+        handler.setLevel(SILENT)
+    try:
+        yield
+    finally:
+        for handler, level in levels:
+            handler.setLevel(level)
 
 
 @contextmanager
@@ -371,7 +414,7 @@ def _local_cluster(workers: int, device: str) -> Iterator[Any]:
             "dashboard_address": "127.0.0.1:0",
             "scheduler_kwargs": {"dashboard": False},
             "local_directory": at,
-            "silence_logs": 60,
+            "silence_logs": SILENT,
             "memory_limit": None,  # tasks keep within --memory themselves
         }
         with _quick_workers():

@@ -128,13 +128,19 @@ class Part:
             os.fsync(file.fileno())
 
     def find(self) -> Told | None:
-        """The note of the part; None where there is none that is whole and of this run."""
+        """The note of the part; None where there is none that is whole and of this run.
+
+        One that was made for a run that did not need it on the disk is brought there where this
+        one does.
+        """
         try:
             note = json.loads(self.note.read_text(encoding="utf-8"))
             with open(self.path, "rb") as file:
                 if note["run"] != self.run or os.fstat(file.fileno()).st_size != note["size"]:
                     return None
                 whole = _checksum(file.fileno()) == (note["size"], note["crc32"])
+                if whole and self.flushed:
+                    os.fsync(file.fileno())
         except (OSError, ValueError, LookupError, TypeError):
             return None
         return note if whole else None

@@ -10,6 +10,8 @@ one table in a memory of M about (S / M + 1) / 2 times for a list of pairs, whos
 written and read as well, and once for each block of left rows for all pairs, which are walked in
 both orders then, unless they are counted for a histogram. Workers of a cluster do not do that: a
 job of several workers whose tables do not fit is as many runs, each on its own share of the pairs.
+Where they fit, such workers walk rows of one table against all of it for the best of each row and
+for a histogram, which one process walks once a pair (docs/cluster.md).
 
 Rates come from what ``fastpair bench`` measured, or from real runs of the same work: each says
 ``seconds = start + tables / read + pairs / rate``, and the start and the rate that explain them
@@ -47,6 +49,9 @@ SORTED_BYTES = 11
 
 BLOCK_BYTES = 1 << 28
 """Bytes of the blocks of pairs and results that are under way in a worker, about."""
+
+HELD_SHARE, RESULT_SHARE = 1 / 4, 1 / 8
+"""Of the memory, what left rows take that are held while right ones stream, and their results."""
 
 
 @dataclass(frozen=True)
@@ -193,9 +198,10 @@ def rates_of_bench(found: Summary, job: Job, precision: str = "float32") -> Rate
     DataError : the work was not measured in this precision.
     """
     wanted = BENCH_WORKS.get(job.work, job.work)
+    measured = found.get("rows")
     rows = [
         row
-        for row in found.get("rows", [])
+        for row in (measured if isinstance(measured, list) else [])
         if (row["work"], row["precision"], row["device"]) == (wanted, precision, "cpu")
     ]
     if not rows or "disk" not in found.get("limits", {}):
@@ -237,12 +243,20 @@ def rates_of_runs(runs: Sequence[Summary], job: Job, read: float = math.inf) -> 
     DataError : the runs are of another work, of other rows, or of one size.
     """
     for run in runs:
+        if "workers" in run:
+            raise DataError(
+                f"a run was made by {run['workers']} workers of a cluster, but rates are "
+                "those of one process: leave out --workers and --scheduler in it"
+            )
         missing = [name for name in ("work", "row_bytes", "pairs", "seconds") if name not in run]
         if missing:
             raise DataError(
                 f"a run says nothing of {', '.join(missing)}: it must be what fastpair score or "
                 "fastpair matrix print with --json"
             )
+        for name in ("pairs", "seconds"):
+            if not isinstance(run[name], (int, float)) or not run[name] > 0:
+                raise DataError(f"{name} of a run is {run[name]!r}, expected a number above 0")
         if run["work"] != job.work:
             raise DataError(f"a run is of the work {run['work']}, expected {job.work}")
         if run["row_bytes"] != job.row_bytes:
@@ -311,10 +325,9 @@ def price(job: Job, rates: Rates) -> Summary:
     beside = BLOCK_BYTES if job.memory is None else min(BLOCK_BYTES, job.memory // 2)
     needed = job.table_bytes + beside
     fits = job.memory is None or needed <= job.memory
-    passes = 1.0 if fits else _passes(job, (job.memory or 0) - beside)
-    both_orders = not fits and job.work not in ("score", "histogram") and job.others is None
+    passes = 1.0 if fits else _passes(job, job.memory or 0, beside)
     pairs = {
-        "scoring": job.scored * share * (1 + both_orders) / rates.pairs_per_second,
+        "scoring": job.scored * share * _walks(job, fits) / rates.pairs_per_second,
         f"reading pairs from the {reader}": job.read_bytes * share / read,
         f"writing to the {writer}": job.written_bytes * share / write,
     }
@@ -343,7 +356,7 @@ def price(job: Job, rates: Rates) -> Summary:
         },
         "memory": needed,
         "fits": fits,
-        "notes": [] if fits or job.workers == 1 else [SHARES.format(job.workers)],
+        "notes": _notes(job, rates, fits),
         "passes": passes,
         "rates": {
             "pairs_per_second": rates.pairs_per_second,
@@ -354,14 +367,56 @@ def price(job: Job, rates: Rates) -> Summary:
     }
 
 
-def _passes(job: Job, room: int) -> float:
-    """How often a worker reads tables that do not fit into its memory, of which it has `room`."""
-    if job.work == "score" and job.others is None:
-        return (job.table_bytes / room + 1) / 2
+def _notes(job: Job, rates: Rates, fits: bool) -> list[str]:
+    """What a reader has to know of a price."""
+    notes = [] if fits or job.workers == 1 else [SHARES.format(job.workers)]
+    free = [name for name in ("read", "write") if math.isinf(getattr(rates, name))]
+    if free:
+        options = " and ".join(f"--{name}" for name in free)
+        notes.append(
+            f"no rate of the disk is known: its time is left out, but for what runs had of it in "
+            f"them; give {options}"
+        )
+    return notes
+
+
+def _walks(job: Job, fits: bool) -> int:
+    """How often a pair is walked beside a run of one process in memory, which rates are of."""
+    if job.others is not None or job.work in ("score", "dense") or (fits and job.workers == 1):
+        return 1
+    # a cluster cuts a threshold into squares of the triangle, blocks do so for a histogram
+    once = "threshold" if fits else "histogram" if job.workers == 1 else ""
+    return 1 if job.work == once else 2
+
+
+def _passes(job: Job, memory: int, beside: int) -> float:
+    """How often a worker reads tables that do not fit into its memory."""
     left = job.entities * job.row_bytes
-    right = job.table_bytes - left if job.others else left
-    walks = 2 if job.work == "histogram" else 1
-    return walks * (left + right * math.ceil(left / room)) / job.table_bytes
+    if job.work != "score":
+        return _rows_walked(job, memory) * job.row_bytes / job.table_bytes
+    room = memory - beside
+    if job.others is None:
+        return (left / room + 1) / 2
+    sides = left, job.table_bytes - left
+    both = (sides, sides[::-1])  # the side is held that costs less
+    return min(held + other * math.ceil(held / room) for held, other in both) / job.table_bytes
+
+
+def _rows_walked(job: Job, memory: int) -> float:
+    """Rows that a walk of all pairs by blocks reads, see `fastpair.block_pairs`."""
+    rows, others = math.ceil(job.entities / job.workers), job.others or job.entities
+    result = {"top-k": 24 * job.k, "dense": SCORE_BYTES * others}.get(job.work, 0)
+    held = int(memory * HELD_SHARE) // job.row_bytes
+    if result:
+        held = min(held, int(memory * RESULT_SHARE) // result)
+    blocks = math.ceil(rows / max(1, held))
+    if job.work == "dense" or job.others is not None or job.workers > 1:
+        read: float = rows + others * blocks
+    else:  # a block meets itself without being read again, and for a histogram those behind it
+        read = rows * (blocks + 1) / 2 if job.work == "histogram" else rows * blocks
+    if job.work == "histogram":
+        read *= 2  # the ends first
+    return read + (others if job.work in ("dense", "histogram") else 0)
 
 
 def _finite(number: float) -> float | None:

@@ -1,6 +1,8 @@
 """Real worker processes: what they write is what one process writes, whatever befalls them."""
 
+import io
 import json
+import logging
 import os
 import re
 import signal
@@ -584,6 +586,58 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("nonsense", "missing port"),
+        ("", "missing port"),
+        ("http://127.0.0.1:80", "unknown address scheme"),
+        ("tls://127.0.0.1:8786", "no certificates"),
+    ],
+)
+def test_an_address_that_is_none_is_told_before_a_client_tries_it(monkeypatch, address, said):
+    monkeypatch.setattr("distributed.Client", None)
+    with pytest.raises(errors.ClusterError, match=said), distributed.connected(address):
+        pass
+
+
+def test_what_dask_logs_at_the_end_does_not_reach_the_terminal(monkeypatch):
+    import distributed as dask_distributed
+
+    shown, logger = io.StringIO(), logging.getLogger("distributed")
+    handler = logging.StreamHandler(shown)
+    logger.addHandler(handler)
+    real = dask_distributed.LocalCluster.close
+
+    def close(cluster, timeout=None):
+        found = real(cluster, timeout)
+        logging.getLogger("distributed.batched").error("a connection was closed")
+        return found
+
+    monkeypatch.setattr(dask_distributed.LocalCluster, "close", close)
+    try:
+        with pytest.raises(Stopped), distributed.connected(workers=1):
+            raise Stopped
+        with (
+            distributed.connected(workers=1) as local,
+            distributed.connected(local.client.scheduler.address),
+        ):
+            logger.error("the scheduler does not answer")
+        assert shown.getvalue() == ""
+        logger.error("of somebody else")
+        assert "of somebody else" in shown.getvalue()
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_workers_that_would_have_too_little_memory_are_not_started():
+    with (
+        pytest.raises(errors.ArgumentError, match="for 2 workers together"),
+        distributed.connected(workers=2, memory="127MiB"),
+    ):
+        pass
+
+
 def test_two_runs_do_not_write_one_output(places):
     _, out = places
     with (
@@ -654,7 +708,9 @@ def test_a_finished_run_leaves_nothing_of_unfinished_ones(places, workers):
         jobs.score(*inputs, out / "s.h5", progress=stop_at_once)
     (out / "s.h5.buckets").write_bytes(b"of a run by blocks")
     jobs.score(*inputs, out / "s.h5", cluster=workers, overwrite=True)
-    assert files(out) == ["s.h5", "s.h5.parts"]
+    (out / "m.h5.partial").write_bytes(b"of a run in one process")
+    jobs.matrix(folder / "right.h5", out / "m.h5", top_k=2, cluster=workers, overwrite=True)
+    assert files(out) == ["m.h5", "m.h5.parts", "s.h5", "s.h5.parts"]
 
 
 def stop_at_once(pairs):
@@ -706,6 +762,12 @@ def test_who_makes_a_part_brings_it_to_the_disk_where_an_output_stands_on_it(pla
         assert kept(part) == 1
     with PartsFolder(out / "r.h5", {}, flushed=True) as folder:
         assert kept(folder.part(0, 1)) == 1
+    with PartsFolder(out / "q.h5", {}) as folder:
+        assert kept(folder.part(0, 1)) == 0
+    flushed.clear()
+    with PartsFolder(out / "q.h5", {}, resume=True, flushed=True) as folder:
+        assert folder.part(0, 1).find() is not None
+        assert len(flushed) == 1
 
 
 def test_outputs_over_parts_have_few_of_them():

@@ -19,7 +19,7 @@ from fastpair.blockwise import BlockwiseScorer
 from fastpair.buckets import BUCKETS
 from fastpair.errors import DataError, FileError, MemoryBudgetError
 from fastpair.files import TableWriter
-from fastpair.jobs import by_blocks, inputs, scoring
+from fastpair.jobs import all_pairs, by_blocks, inputs, scoring
 from fastpair.kernels import aligned_empty
 from fastpair.stored_rows import StoredRows
 
@@ -319,8 +319,40 @@ def test_rows_of_unknown_ids_stand_in_for_them(tmp_path):
 def test_a_gpu_is_refused_for_tables_that_stay_on_the_disk(world, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "device_bytes", lambda *_: None)
     monkeypatch.setattr(inputs, "device_bytes", lambda *_: None)
-    with little_memory(20), pytest.raises(MemoryBudgetError, match="scored on the CPU"):
-        score(world, tmp_path / "s.h5", device="gpu")
+    monkeypatch.setattr(all_pairs, "device_bytes", lambda *_: None)
+    for plan in (False, True):
+        refused = pytest.raises(MemoryBudgetError, match="scored on the CPU")
+        with little_memory(20), refused:
+            score(world, tmp_path / "s.h5", device="gpu", plan=plan)
+        with little_memory(20), refused:
+            jobs.matrix(world[0] / "t.h5", tmp_path / "m.h5", top_k=2, device="gpu", plan=plan)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_that_is_refused_for_its_memory_leaves_nothing_new(world, tmp_path):
+    path = tmp_path / "s.h5"
+    with little_memory(20) as patch:
+        real = BlockwiseScorer.make_plan
+
+        def refuse(*_):
+            raise MemoryBudgetError("sorting pairs needs more")
+
+        patch.setattr(BlockwiseScorer, "make_plan", refuse)
+        with pytest.raises(MemoryBudgetError):
+            score(world, path)
+        assert os.listdir(tmp_path) == []
+        patch.setattr(BlockwiseScorer, "make_plan", real)
+        assert not stopped_after(70, world, path)
+        left = sorted(os.listdir(tmp_path))
+        patch.setattr(BlockwiseScorer, "make_plan", refuse)
+        with pytest.raises(MemoryBudgetError):
+            score(world, path, resume=True)
+        assert f"s.h5{BUCKETS}" in left
+        assert f"s.h5{BUCKETS}" in os.listdir(tmp_path)
+        patch.setattr(BlockwiseScorer, "make_plan", real)
+        assert score(world, path, resume=True)["resumed_from"] > 0
+    assert path.read_bytes() == world[1]
+    assert os.listdir(tmp_path) == ["s.h5"]
 
 
 @pytest.fixture(scope="module")

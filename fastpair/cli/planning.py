@@ -10,6 +10,7 @@ from fastpair.cli.shared import (
     Summary,
     commands,
     finish,
+    given_options,
     json_option,
     memory_option,
     options_together,
@@ -100,6 +101,10 @@ def plan(as_json: bool, **options: Any) -> None:
         raise click.UsageError(
             "choose one of --pairs, --top-k, --threshold, --dense and --histogram"
         )
+    if "kept" in given_options() and not options["threshold"]:
+        raise click.UsageError("--kept goes with --threshold")
+    if {"columns", "row_bytes"} <= given_options():
+        raise click.UsageError("choose one of --columns and --row-bytes")
     job = Job(
         work=next(name for name, chosen in works.items() if chosen),
         entities=options["entities"],

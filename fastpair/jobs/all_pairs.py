@@ -142,7 +142,7 @@ def matrix(
     both = right or left
     walked = len(left.rows) * len(both.rows)
     if plan:
-        return matrix_plan(tables, memory, form, top_k or 0)
+        return matrix_plan(tables, memory, device, form, top_k or 0)
     if expect is not None:
         expect(walked * (2 if histogram else 1))
     if budget < LEAST_MEMORY:

@@ -76,12 +76,8 @@ def read_or_leave(
     budget, size = memory_budget(memory), table_bytes(table, against)
     if size + beside <= budget and not leave:
         return Tables(*load_tables(table, against, memory, unknown=unknown, either_way=either_way))
-    if device not in ("auto", "cpu") and not leave:
-        raise MemoryBudgetError(
-            f"the tables take {size} bytes, more than the {budget} bytes of memory allowed, and "
-            "tables that stay on the disk are scored on the CPU: allow more with --memory or leave "
-            "out --device"
-        )
+    if not leave:
+        _refuse_device(device, size, budget)
     _check_ids(table, against, budget)
     left = read_table(table, unknown=unknown, rows=False)
     right = None if against is None else read_table(against, unknown=unknown, rows=False)
@@ -98,6 +94,16 @@ def read_or_leave(
     check_sides(table, left, right, either_way)
     held = sum(_bytes_beside_rows(one) for one in (left, right) if one is not None)
     return Tables(left, right, budget - held, stored)
+
+
+def _refuse_device(device: str, size: int, budget: int) -> None:
+    """Refuse a GPU for tables of so many bytes, which stay in their files."""
+    if device not in ("auto", "cpu"):
+        raise MemoryBudgetError(
+            f"the tables take {size} bytes, more than the {budget} bytes of memory allowed, and "
+            "tables that stay on the disk are scored on the CPU: allow more with --memory or leave "
+            "out --device"
+        )
 
 
 def _check_ids(table: Path, against: Path | None, budget: int) -> None:
@@ -137,6 +143,7 @@ def scoring_plan(
     source: PairSource,
     memory: str | int | None,
     threads: int | None,
+    device: str,
     *,
     again: bool,
 ) -> Summary:
@@ -146,7 +153,7 @@ def scoring_plan(
     ----------
     tables : with their rows left in the file.
     source : the pairs.
-    memory, threads : what was asked for.
+    memory, threads, device : what was asked for.
     again : whether the pair file is read once more, for an output with keys.
 
     Returns
@@ -185,6 +192,7 @@ def scoring_plan(
             "disk": 4 * source.count,
         }
     else:
+        _refuse_device(device, size, budget)
         scorer = BlockwiseScorer(tables.stored, memory=tables.budget, threads=threads)
         told = scorer.make_plan(source, results.SCORE_BLOCK).told
     if again:
@@ -193,13 +201,15 @@ def scoring_plan(
     return {**told, "memory": budget}
 
 
-def matrix_plan(tables: Tables, memory: str | int | None, form: str, k: int) -> Summary:
+def matrix_plan(
+    tables: Tables, memory: str | int | None, device: str, form: str, k: int
+) -> Summary:
     """Return what walking all pairs will do, in plain numbers.
 
     Parameters
     ----------
     tables : with their rows left in the file.
-    memory : what was asked for.
+    memory, device : what was asked for.
     form, k : of the result.
 
     Returns
@@ -216,6 +226,7 @@ def matrix_plan(tables: Tables, memory: str | int | None, form: str, k: int) -> 
     told: Summary = {"in_memory": True, "blocks": 1, "chunks": 0, "passes": 1.0}
     read = rows
     if _stored_bytes(tables) + LEAST_MEMORY > budget:
+        _refuse_device(device, _stored_bytes(tables), budget)
         pairs = BlockPairs(lambda *_: None, left, right, tables.left.plan, tables.budget)
         read = pairs.rows_read(form, k) * left.shape[1]
         told = {"in_memory": False, **pairs.shape(form, k), "passes": round(read / max(1, rows), 2)}

@@ -37,6 +37,7 @@ from fastpair.jobs.on_cluster import (
     Making,
     check_matrix_products,
     cut,
+    forget_unfinished,
     found_or_made,
     job_for,
     kind_of_device,
@@ -116,6 +117,7 @@ def matrix_on_cluster(
             raise
         finally:
             joining.making.forget()
+    forget_unfinished(output)
     seconds = time.perf_counter() - begun
     rest = walked - found["resumed_from"] * target.shape[1]
     return {

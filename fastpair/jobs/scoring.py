@@ -180,7 +180,7 @@ def score(
     source = opened.source
     if plan:
         again = suffix is not None or min_score is not None
-        return scoring_plan(opened.tables, source, memory, threads, again=again)
+        return scoring_plan(opened.tables, source, memory, threads, device, again=again)
     choice = Choice() if opened.tables.stored else pick(device, pairs=source.count)
     counted = thread_count(threads), len(choice.runtimes)
     short = bytes_beside(source, *counted) > opened.tables.budget
@@ -226,6 +226,10 @@ def score(
                 told = {}
         except DataError:
             file.discard()  # no resume can mend the pair file
+            raise
+        except MemoryBudgetError:
+            if not file.done.any():
+                file.discard()  # there is nothing yet to go on with
             raise
         scoring_seconds = time.perf_counter() - scoring_begun
         notes = [source.assumed, source.unknown_note(), choice.told]
