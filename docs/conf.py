@@ -74,6 +74,14 @@ def _with_a_dash(_app, tree, _name) -> None:
             text.parent.replace(text, nodes.Text(" – "))  # noqa: RUF001
 
 
+def _with_calls(_app, tree, name: str) -> None:
+    """Let code wrap in the tables that set calls side by side: both sides are to be seen."""
+    if name.startswith("coming-from/"):
+        for table in tree.findall(nodes.table):
+            table["classes"].append("calls")
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", _described, priority=400)
     app.connect("doctree-resolved", _with_a_dash)
+    app.connect("doctree-resolved", _with_calls)
