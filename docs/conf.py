@@ -74,14 +74,16 @@ def _with_a_dash(_app, tree, _name) -> None:
             text.parent.replace(text, nodes.Text(" – "))  # noqa: RUF001
 
 
-def _with_calls(_app, tree, name: str) -> None:
-    """Let code wrap in the tables that set calls side by side: both sides are to be seen."""
-    if name.startswith("coming-from/"):
-        for table in tree.findall(nodes.table):
+def _with_long_code(_app, tree, name: str) -> None:
+    """Mark tables whose code has to wrap, so that what stands beside it is seen."""
+    for table in tree.findall(nodes.table):
+        if any(len(code.astext()) > 40 for code in table.findall(nodes.literal)):
+            table["classes"].append("long-code")
+        if name.startswith("coming-from/"):
             table["classes"].append("calls")
 
 
 def setup(app):
     app.connect("autodoc-process-docstring", _described, priority=400)
     app.connect("doctree-resolved", _with_a_dash)
-    app.connect("doctree-resolved", _with_calls)
+    app.connect("doctree-resolved", _with_long_code)
