@@ -39,7 +39,7 @@ from fastpair.errors import ArgumentError, DataError, FileError
 from fastpair.evaluation import Scored
 from fastpair.files import read_model, write_model
 from fastpair.heat_map import MOST_SHOWN as MOST_DRAWN
-from fastpair.heat_map import leaf_order
+from fastpair.heat_map import heat_map, leaf_order
 from fastpair.markup import json_text
 from fastpair.model import Branch, Isotonic, Model, Preparation
 from fastpair.report_scores import calibration
@@ -755,6 +755,16 @@ def test_a_heat_map_is_drawn_of_few_and_of_many_entities(world, tmp_path):
         for plot in (one, other):
             plot_table(tmp_path / "t.h5", None, plot)
         assert one.read_bytes() == other.read_bytes(), kind
+
+
+@pytest.mark.parametrize(("count", "step"), [(2, 1), (40, 1), (41, 2), (240, 6)])
+def test_ids_stand_at_their_rows_however_many_there_are(count, step):
+    names = [[f"{side}{n}" for n in range(count)] for side in "ab"]
+    axes = heat_map(np.eye(count), names, "similarity", [count, count]).axes[0]
+    for axis, ids in zip((axes.yaxis, axes.xaxis), names, strict=True):
+        assert [text.get_text() for text in axis.get_ticklabels()] == ids[::step]
+        assert [int(place) for place in axis.get_ticklocs()] == list(range(0, count, step))
+        assert (f"one in {step} named" in axis.get_label_text()) == (step > 1)
 
 
 def test_similar_rows_come_side_by_side():
