@@ -609,6 +609,12 @@ def test_thresholds_are_calibrated_and_set(digits, fitted):
     best = accuracy_score(y, model.predict(pairs))
     for threshold in np.unique(model.pair_score(pairs))[::7]:
         assert accuracy_score(y, model.set_threshold(threshold).predict(pairs)) <= best
+    reached = {}
+    for beta in (0.1, 10.0):
+        model.calibrate_threshold(pairs, y, strategy="f_beta", beta=beta)
+        reached[beta] = model.predict(pairs)
+    assert fbeta_score(y, reached[0.1], beta=0.1) > fbeta_score(y, reached[10.0], beta=0.1)
+    assert fbeta_score(y, reached[10.0], beta=10.0) > fbeta_score(y, reached[0.1], beta=10.0)
     model.calibrate_threshold(pairs, y, strategy="max_tpr", min_rate=0.95)
     assert (model.predict(pairs[y < 0]) == -1).mean() >= 0.95
     model.calibrate_threshold(pairs, y, strategy="max_tnr", min_rate=0.95)
