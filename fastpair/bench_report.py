@@ -97,12 +97,6 @@ def print_bench(found: Summary) -> None:
     console.print(f"{found['seconds']:.0f} s in all", markup=False)
 
 
-def _print_rows(console: Any, table: Any) -> None:
-    """Print a table unless there was no time for any of its rows."""
-    if table.row_count:
-        console.print(table)
-
-
 def print_comparison(console: Any, against: Summary, settings: Summary) -> None:
     """Print what `bench_against.compare_benches` returned."""
     if against["machines"] is not None:
@@ -187,6 +181,12 @@ def _binary(size: float) -> str:
 def _giga(measured: Summary) -> str:
     low, high = measured["least"] / 1e9, measured["greatest"] / 1e9
     return f"{measured['median'] / 1e9:.3g} ({low:.3g}-{high:.3g})"
+
+
+def _print_rows(console: Any, table: Any) -> None:
+    """Print a table unless there was no time for any of its rows."""
+    if table.row_count:
+        console.print(table)
 
 
 def _new_table(title: str, left: int, *columns: str) -> Any:
