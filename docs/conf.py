@@ -6,6 +6,8 @@ from pathlib import Path
 
 from docutils import nodes
 
+from fastpair.cli.examples import EXAMPLES
+
 _about = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
 project, release, author = "fastpair", _about["version"], "the fastpair authors"
@@ -33,7 +35,7 @@ autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True
+napoleon_custom_sections = ["Fields"]
 
 html_theme = "furo"
 html_title = "fastpair"
@@ -63,17 +65,40 @@ def _described(_app, _what, _name, _object, _options, lines: list[str]) -> None:
             continue
         above = lines[: number + 1]
         section = next((above[n - 1] for n in range(number, 0, -1) if set(above[n]) == {"-"}), "")
-        if section in ("Parameters", "Returns", "Raises", "Attributes", "Yields"):
+        if section in ("Parameters", "Returns", "Raises", "Yields"):
             lines[number : number + 1] = [match[1], f"    {match[2]}"]
+        elif section == "Attributes":  # as a list: a field would lose the last "_" of a name
+            names = ", ".join(f"``{name}``" for name in match[1].split(", "))
+            lines[number] = f"-   {names} – {match[2]}"  # noqa: RUF001
+    if "Attributes" in lines:
+        at = lines.index("Attributes")
+        lines[at : at + 2] = ["Fields", "------"]
 
 
 def _with_a_dash(_app, tree, _name) -> None:
     """Put a dash between a parameter and what is said of it, which smart quotes would do."""
     for text in list(tree.findall(nodes.Text)):
-        if text == " -- ":
-            text.parent.replace(text, nodes.Text(" – "))  # noqa: RUF001
+        if text.startswith(" -- "):
+            text.parent.replace(text, nodes.Text(text.replace(" -- ", " – ", 1)))  # noqa: RUF001
+
+
+def _with_long_code(_app, tree, name: str) -> None:
+    """Mark tables whose code has to wrap, so that what stands beside it is seen."""
+    for table in tree.findall(nodes.table):
+        if any(len(code.astext()) > 40 for code in table.findall(nodes.literal)):
+            table["classes"].append("long-code")
+        if name.startswith("coming-from/"):
+            table["classes"].append("calls")
+
+
+def _with_examples(_app, context, lines: list[str]) -> None:
+    """Put the examples of a command where its help has them."""
+    for words, line in EXAMPLES.get(context.command.name, []):
+        lines += [".. code-block:: sh", "", f"   # {words}", f"   {line}", ""]
 
 
 def setup(app):
     app.connect("autodoc-process-docstring", _described, priority=400)
+    app.connect("sphinx-click-process-epilog", _with_examples)
     app.connect("doctree-resolved", _with_a_dash)
+    app.connect("doctree-resolved", _with_long_code)

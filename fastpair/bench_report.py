@@ -76,16 +76,16 @@ def print_bench(found: Summary) -> None:
     if found["gpu"] is not None:
         console.print(_gpu_table(found["gpu"]))
     energy = found["energy"]
-    console.print(_rates_table(found["rows"], found["settings"], bool(energy["counters"])))
+    _print_rows(console, _rates_table(found["rows"], found["settings"], bool(energy["counters"])))
     if found["figures"] is not None:
-        console.print(_figures_table(found["figures"]["speed"], bool(energy["counters"])))
-        console.print(_precision_table(found["figures"]["precision"]))
+        _print_rows(console, _figures_table(found["figures"]["speed"], bool(energy["counters"])))
+        _print_rows(console, _precision_table(found["figures"]["precision"]))
     if energy["counters"]:
         counted = ", ".join(energy["counters"])
         console.print(f"energy is all that these used meanwhile: {counted}", markup=False)
     for sentence in energy["notes"]:
         console.print(sentence, markup=False)
-    console.print(_agreement_table(found["agreement"]))
+    _print_rows(console, _agreement_table(found["agreement"]))
     if any(row["flipped_in_all"] is not None for row in found["agreement"]):
         console.print(_decisions_table(found["agreement"], found["settings"]["threshold"]))
     if "against" in found:
@@ -192,6 +192,12 @@ def _binary(size: float) -> str:
 def _giga(measured: Summary) -> str:
     low, high = measured["least"] / 1e9, measured["greatest"] / 1e9
     return f"{measured['median'] / 1e9:.3g} ({low:.3g}-{high:.3g})"
+
+
+def _print_rows(console: Any, table: Any) -> None:
+    """Print a table unless there was no time for any of its rows."""
+    if table.row_count:
+        console.print(table)
 
 
 def _new_table(title: str, left: int, *columns: str) -> Any:

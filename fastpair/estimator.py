@@ -258,6 +258,9 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
                 f"sample_weight has shape {weights.shape}, expected one a pair: {labels.shape}"
             )
         weights = as_numbers(weights, "sample_weight")
+        if (weights < 0).any():
+            first = int(np.argmax(weights < 0))
+            raise DataError(f"sample_weight {first} is {weights[first]:g}, expected 0 or more")
         if not weights.any():
             raise DataError("every sample_weight is zero: nothing counts")
         if not self.graded and self.loss != "sampled" and np.ptp(labels[weights > 0]) == 0:
@@ -290,8 +293,7 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
         """Return embeddings (N, d) and the rows (n,) of both sides of pairs among them."""
         array = as_array(pairs, "pairs")
         if self._are_row_numbers(array):
-            count = len(as_array(self.preprocessor, "preprocessor"))
-            numbers = as_row_numbers(array, "pairs", count)
+            numbers = as_row_numbers(array, "pairs", len(self._known_points()))
             used, places = np.unique(numbers, return_inverse=True)
             rows, places = self._fetched(used), places.reshape(-1, 2)
             self._check_columns(rows.shape[1], columns)
@@ -320,9 +322,12 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
             sides = self._fetched(array[:, 0]), self._fetched(array[:, 1])
         else:
             without = " with a preprocessor" if self.preprocessor is None else ""
+            hint = ". Reshape your data"
+            if array.ndim > 1 and array.shape[1] in (3, 4):
+                hint += "; of a triplet, (a, b) is a good pair and (a, c) a bad one"
             raise ArgumentError(
                 f"pairs have shape {array.shape}, expected (n, 2, d), or (n, 2) indicators{without}"
-                ". Reshape your data"
+                f"{hint}"
             )
         if not len(sides[0]):
             raise DataError("there are 0 sample(s) of pairs, expected at least 1")
@@ -336,7 +341,7 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
                 f"X has {found} features, but {name} is expecting {expected} features as input"
             )
 
-    def _fetched(self, indicators: np.ndarray) -> np.ndarray:
+    def _fetched(self, indicators: np.ndarray, name: str = "pairs") -> np.ndarray:
         """Return the embeddings (n, d) of indicators (n,), by way of the preprocessor."""
         if callable(self.preprocessor):
             found = as_matrix(self.preprocessor(indicators), "embeddings of the preprocessor")
@@ -345,17 +350,21 @@ class PairSimilarity(ClassifierMixin, BaseEstimator):
                     f"the preprocessor returned {len(found)} rows for {len(indicators)} indicators"
                 )
             return found
+        rows = self._known_points()
+        return as_matrix(rows[as_row_numbers(indicators, name, len(rows))], "preprocessor")
+
+    def _known_points(self) -> np.ndarray:
+        """Return the preprocessor's embeddings (N, d)."""
         rows = as_array(self.preprocessor, "preprocessor")
         if rows.ndim != 2:
             raise ArgumentError(f"preprocessor has shape {rows.shape}, expected (rows, columns)")
-        numbers = as_row_numbers(indicators, "pairs", len(rows))
-        return as_matrix(rows[numbers], "preprocessor")
+        return rows
 
     def _points(self, X: ArrayLike) -> np.ndarray:
         """Return embeddings (n, d) that come as they are or as indicators (n,)."""
         array = as_array(X, "X")
         if array.ndim == 1 and self.preprocessor is not None:
-            array = self._fetched(array)
+            array = self._fetched(array, "X")
         if array.ndim == 1:
             raise ArgumentError(
                 f"X has shape {array.shape}, expected (n, d) embeddings. Reshape your data"

@@ -27,7 +27,7 @@ MOST_SEARCHED = 20_000
 """Entities among which partners are looked for."""
 
 MOST_NAMED = 40
-"""Entities of a side whose ids are written."""
+"""Ids that are written at a side, at most; of more entities, ids in equal steps."""
 
 FORMATS = (".png", ".svg", ".pdf")
 """What a picture can be."""
@@ -165,7 +165,7 @@ def heat_map(scores: np.ndarray, names: list[list[str]], unit: str, counts: list
 
     Parameters
     ----------
-    names : ids of rows and of columns, which are written where there are few.
+    names : ids of rows and of columns; of many, some are written.
     unit : of the scores; log-odds are coloured by their sign.
     counts : entities that the tables hold.
     """
@@ -184,13 +184,13 @@ def heat_map(scores: np.ndarray, names: list[list[str]], unit: str, counts: list
         image = axes.imshow(scores, aspect="auto", interpolation="nearest", **looks)
         canvas.colorbar(image, label=f"score ({unit})", shrink=0.8)
         for axis, ids, count in zip((axes.yaxis, axes.xaxis), names, counts, strict=True):
-            if len(ids) <= MOST_NAMED:
-                axis.set_ticks(range(len(ids)), [shortened(clean(one), 24) for one in ids])
-            else:
-                axis.set_ticks([])
-            axis.set_label_text(f"{len(ids):,} of {count:,} entities, similar ones side by side")
+            step = max(1, -(-len(ids) // MOST_NAMED))
+            named = range(0, len(ids), step)
+            axis.set_ticks(named, [shortened(clean(ids[one]), 24) for one in named])
+            words = f"{len(ids):,} of {count:,} entities, similar ones side by side"
+            axis.set_label_text(words + (f", one in {step} named" if step > 1 else ""))
+            axis.set_tick_params(labelsize=8, length=0 if step == 1 else 3)
         axes.tick_params("x", rotation=90)
-        axes.tick_params("both", labelsize=8, length=0)
     return canvas
 
 

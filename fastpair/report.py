@@ -30,7 +30,7 @@ from fastpair.markup import (
 )
 from fastpair.model import Model
 from fastpair.plots import shortened
-from fastpair.report_material import Material, Summary, brief, chances
+from fastpair.report_material import Material, Summary, chances
 from fastpair.report_scores import Moves, calibration, ranking, slider_data, threshold_section
 from fastpair.wording import (
     METRICS,
@@ -137,7 +137,7 @@ def _overall(material: Material) -> Html:
     numbers: list[tuple[str, object]] = []
     for key in (first, *others):
         if summary.get(key) is not None:
-            at = f" at {brief(summary['threshold'])}" if key == "f1" else ""
+            at = f" at {summary['threshold']:.4g}" if key == "f1" else ""
             numbers.append((f"{METRICS[key]}{at}", f"{summary[key]:.4f}"))
     if beside.get(first) is not None:
         words = f"{METRICS[first]} of the {SIMILARITIES[material.beside]}"

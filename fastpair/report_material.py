@@ -59,11 +59,6 @@ class Material:
         return self.comparison.scored["model"].scores.astype(np.float64)
 
 
-def brief(value: float) -> str:
-    """Return a number with six digits."""
-    return f"{value:.6g}"
-
-
 def chances(model: Model, scores: np.ndarray) -> np.ndarray | None:
     """Return the probabilities of scores, or None where the unit has none."""
     if model.unit != "log-odds" and model.calibration is None:

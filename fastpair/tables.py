@@ -11,7 +11,7 @@ import numpy as np
 from fastpair.errors import ArgumentError, DataError, MismatchError
 from fastpair.files import Table, read_model
 from fastpair.folding import fold
-from fastpair.frames import ArrayLike, as_matrix
+from fastpair.frames import ArrayLike, as_array, as_matrix
 from fastpair.model import BUILTINS, Model, builtin, probabilities
 from fastpair.scoring import distance_form, meet
 
@@ -151,13 +151,25 @@ def both_tables(
     else:
         chosen = as_model("cosine" if model is None else model)
         sides = ("left", "right") if chosen.asymmetric else ("both", "both")
+        embeddings = as_array(embeddings, names[0])
+        name, others = names[0], embeddings
+        if against is not None:
+            name, others = names[1], as_array(against, names[1])
+            _check_columns(embeddings, others, names)
         left = as_table(embeddings, names[0], chosen, precision, sides[0], threads)
         if against is None and not chosen.asymmetric:
             return left, None
-        name, others = (names[0], embeddings) if against is None else (names[1], against)
         right = as_table(others, name, chosen, precision, sides[1], threads)
     left_rows, right_rows, plan = meet(left.rows, left.plan, right.rows, right.plan)
     return _with(left, left_rows, plan), _with(right, right_rows, plan)
+
+
+def _check_columns(left: np.ndarray, right: np.ndarray, names: tuple[str, str]) -> None:
+    if left.ndim == right.ndim == 2 and left.shape[1] != right.shape[1]:
+        raise MismatchError(
+            f"{names[0]} have {left.shape[1]} columns and {names[1]} {right.shape[1]}: give "
+            "embeddings of one encoder"
+        )
 
 
 def _with(table: Table, rows: np.ndarray, plan: Any) -> Table:

@@ -69,8 +69,8 @@ def shown(metrics: Summary, key: str) -> str:
 def number(measured: Summary, sign: str = "") -> str:
     """Return a value with its interval."""
     low_high = measured.get("interval")
-    bounds = "" if low_high is None else " [{:{s}.4f}, {:{s}.4f}]".format(*low_high, s=sign)
-    return f"{measured['value']:{sign}.4f}{bounds}"
+    bounds = "" if low_high is None else " [{:{s}.4f}, {:{s}.4f}]".format(*low_high, s=sign + "z")
+    return f"{measured['value']:{sign}z.4f}{bounds}"
 
 
 def group_keys(groups: Summary) -> tuple[list[str], str]:

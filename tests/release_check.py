@@ -4,7 +4,7 @@
 
 The sources are copied twice, under different names and umasks, and built: sdists and wheels must be
 equal to the byte, and so must a wheel that is built without the sdist. The wheel is installed alone
-into a new environment, where commands run.
+into a new environment, where commands run, and the tutorial is followed to its clusters.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import click
+import pages
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,6 +97,18 @@ def check_wheel(work: Path, wheel: Path) -> None:
     for words in COMMANDS:
         printed = run(python.with_name("fastpair"), *words, cwd=work / "empty")
         click.echo(f"fastpair {' '.join(words)}: {len(printed.splitlines())} lines")
+    (work / "tutorial").mkdir()
+    follow_tutorial(work / "tutorial", python.parent)
+
+
+def follow_tutorial(folder: Path, commands: Path) -> None:
+    """Copy the tutorial into a shell, block by block; `commands` has python and fastpair."""
+    for block in pages.blocks_of(pages.DOCS / "tutorial.md"):
+        if block.runs:
+            path = f"{commands}:{os.environ['PATH']}"
+            run("bash", "-e", "-c", block.text, cwd=folder, PATH=path)
+    groups = (folder / "groups.csv").read_text().splitlines()
+    click.echo(f"the tutorial: {len(groups) - 1} listings in groups")
 
 
 @click.command()

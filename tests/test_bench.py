@@ -423,7 +423,14 @@ def test_what_there_is_no_time_for_is_named(found, monkeypatch, capsys):
     figures = len(FIGURES) + len(PRECISION_HEADS)
     assert len(short["skipped"]) == 1 + len(PRECISIONS) + figures
     print_bench(short)
-    assert "skipped" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "skipped" in printed
+    for title in ("What fastpair does", "figures of the README", "Error against", "Agreement with"):
+        assert title not in " ".join(printed.split())
+    print_bench(found)
+    printed = capsys.readouterr().out
+    for title in ("What fastpair does", "figures of the README", "Error against", "Agreement with"):
+        assert title in " ".join(printed.split())
 
 
 def test_a_narrow_blas_and_a_scan_are_shown(found, capsys):

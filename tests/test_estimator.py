@@ -307,6 +307,9 @@ def test_validation_pairs_and_weights_are_used(digits):
     assert "400 validation pairs, given apart" in held.notes_
     weighed = clone(model).fit(pairs, y, np.where(y > 0, 5.0, 1.0))
     assert weighed.model_.fingerprint() != clone(model).fit(pairs, y).model_.fingerprint()
+    for weights in (-np.ones(len(y)), np.arange(len(y)) - 3.0):
+        with pytest.raises(DataError, match=r"sample_weight 0 is -\d, expected 0 or more"):
+            model.fit(pairs, y, weights)
     with pytest.raises(ArgumentError, match="go together"):
         model.fit(pairs, y, pairs_valid=others)
     with pytest.raises(DataError, match="the label 3, expected -1 or 1"):
@@ -320,7 +323,7 @@ def test_validation_pairs_and_weights_are_used(digits):
     ("pairs", "y", "message"),
     [
         (np.ones((9, 4)), np.ones(9), r"shape \(9, 4\), expected \(n, 2, d\)"),
-        (np.ones((9, 3, 4)), np.ones(9), r"shape \(9, 3, 4\), expected"),
+        (np.ones((9, 3, 4)), np.ones(9), r"\(9, 3, 4\), expected .* triplet, \(a, b\)"),
         (np.ones((9, 2)), np.ones(9), "with a preprocessor"),
         (np.ones((0, 2, 4)), np.ones(0), r"0 sample\(s\)"),
         (np.full((9, 2, 4), np.nan), np.arange(9) % 2, "row 0 of the pairs holds NaN"),
@@ -346,6 +349,11 @@ def test_row_numbers_are_checked(digits, fitted):
             fitted.predict([[0, bad]])
     with pytest.raises(ArgumentError, match="float64, expected row numbers"):
         quick(preprocessor=X).fit(pairs + 0.5, y)
+    with pytest.raises(ArgumentError, match="X are float64, expected row numbers"):
+        fitted.transform(X[0])
+    for shape in ((), (64,)):
+        with pytest.raises(ArgumentError, match="preprocessor has shape"):
+            quick(preprocessor=np.ones(shape)).fit(pairs, y)
     with pytest.raises(ArgumentError, match="returned 1 rows for 500 indicators"):
         quick(preprocessor=lambda rows: X[:1]).fit(pairs, y)
     with pytest.raises(ArgumentError, match="X has 3 features, but PairSimilarity is expecting 64"):
@@ -601,6 +609,12 @@ def test_thresholds_are_calibrated_and_set(digits, fitted):
     best = accuracy_score(y, model.predict(pairs))
     for threshold in np.unique(model.pair_score(pairs))[::7]:
         assert accuracy_score(y, model.set_threshold(threshold).predict(pairs)) <= best
+    reached = {}
+    for beta in (0.1, 10.0):
+        model.calibrate_threshold(pairs, y, strategy="f_beta", beta=beta)
+        reached[beta] = model.predict(pairs)
+    assert fbeta_score(y, reached[0.1], beta=0.1) > fbeta_score(y, reached[10.0], beta=0.1)
+    assert fbeta_score(y, reached[10.0], beta=10.0) > fbeta_score(y, reached[0.1], beta=10.0)
     model.calibrate_threshold(pairs, y, strategy="max_tpr", min_rate=0.95)
     assert (model.predict(pairs[y < 0]) == -1).mean() >= 0.95
     model.calibrate_threshold(pairs, y, strategy="max_tnr", min_rate=0.95)

@@ -381,6 +381,7 @@ def nan_at(array, row):
         (lambda X, p: fastpair.score_pairs(X, p, model=fastpair.PairSimilarity()), ArgumentError,
          "not fitted: call fit"),
         (lambda X, p: fastpair.score_pairs(X[:, :3], p, model=some_model()), MismatchError, "3 c"),
+        (lambda X, p: fastpair.score_pairs(X, p, against=X[:, :3]), MismatchError, "and against 3"),
         (lambda X, p: fastpair.fold(fastpair.fold(X)), ArgumentError, "folded already"),
         (lambda X, p: fastpair.fold(X, side="up"), ArgumentError, "side is 'up'"),
         (lambda X, p: fastpair.fold(X, side="left"), ArgumentError, "symmetric"),

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastpair import jobs
 from fastpair.columns import find_columns, parse_labels
 from fastpair.errors import ArgumentError, DataError, FastpairError, FileError
 from fastpair.export import convert
@@ -594,6 +595,10 @@ def test_missing_files_and_folders_are_said_so(tmp_path):
         pairs_of(tmp_path / "p.csv", count=3)
     with pytest.raises(FileError, match="is a folder"):
         open_embeddings(tmp_path)
+    with pytest.raises(FileError, match="is a folder"):
+        jobs.project("cosine", tmp_path, tmp_path / "t.h5")
+    with pytest.raises(FileError, match=r"e.npy does not exist"):
+        jobs.project("cosine", tmp_path / "e.npy", tmp_path / "t.h5")
 
 
 # --- columns and labels -------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from sklearn import metrics
 
-from fastpair import jobs
+from fastpair import jobs, wording
 from fastpair.cli import commands
 from fastpair.comparison import Similarity, breakdown, compare
 from fastpair.errors import ArgumentError, DataError, MismatchError
@@ -227,6 +227,15 @@ def test_the_words_of_evaluate_hold_its_numbers(world):
     ):
         assert text in told.stdout
     assert "[" not in CliRunner().invoke(commands, ["evaluate", *files, "--bootstrap", "0"]).stdout
+
+
+def test_what_rounds_to_zero_has_the_sign_of_zero():
+    assert (
+        wording.number({"value": -4e-9, "interval": (-1e-5, 1e-5)}, "+")
+        == "+0.0000 [+0.0000, +0.0000]"
+    )
+    assert wording.number({"value": -4e-4, "interval": None}, "+") == "-0.0004"
+    assert wording.number({"value": -1e-9}) == "0.0000"
 
 
 def test_columns_that_are_not_there_are_named(world):

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import metrics
 
 from fastpair import jobs, plots
 from fastpair.cli import commands
@@ -39,7 +40,7 @@ from fastpair.errors import ArgumentError, DataError, FileError
 from fastpair.evaluation import Scored
 from fastpair.files import read_model, write_model
 from fastpair.heat_map import MOST_SHOWN as MOST_DRAWN
-from fastpair.heat_map import leaf_order
+from fastpair.heat_map import heat_map, leaf_order
 from fastpair.markup import json_text
 from fastpair.model import Branch, Isotonic, Model, Preparation
 from fastpair.report_scores import calibration
@@ -165,13 +166,24 @@ def rows_of(world):
         return list(csv.DictReader(file))
 
 
-def scores_of(world):
+def sides_of(world):
+    """The embeddings of both sides of the pairs, and the labels."""
     with h5py.File(world / "embeddings.h5") as file:
         embeddings, ids = file["embeddings"][:], [one.decode() for one in file["ids"][:]]
     rows = rows_of(world)
     left, right = (np.array([ids.index(row[side]) for row in rows]) for side in ("id_a", "id_b"))
     labels = np.array([int(row["label"]) for row in rows]) == 1
-    return read_model(world / "model.h5").score(embeddings[left], embeddings[right]), labels
+    return embeddings[left], embeddings[right], labels
+
+
+def scores_of(world):
+    left, right, labels = sides_of(world)
+    return read_model(world / "model.h5").score(left, right), labels
+
+
+def cosines_of(world):
+    left, right, _ = (one.astype(np.float64) for one in sides_of(world))
+    return (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
 
 
 # --- the page ---
@@ -269,6 +281,8 @@ def test_the_worst_mistakes_are_on_the_wrong_side_with_their_texts(world, page):
     assert [float(one) for one in shown] == pytest.approx(scores[worst][:MOST_SHOWN], abs=1e-4)
     found = [int(one) for one in re.findall(r'data-name="row of the file">(\d+)<', part)]
     assert set(found[:3]) == set(worst[:3].tolist())
+    beside = [float(one) for one in re.findall(r'data-name="raw cosine">(-?[0-9.]+)<', part)]
+    assert beside == pytest.approx(cosines_of(world)[found], abs=1e-4)
     first = rows_of(world)[found[0]]["id_b"]
     assert f"<b>{html.escape(first)}</b>" in part
     number = (
@@ -277,6 +291,26 @@ def test_the_worst_mistakes_are_on_the_wrong_side_with_their_texts(world, page):
         else [one.replace("\x07", "") for one in NASTY].index(first)
     )
     assert f" text {number}</dd>" in part
+
+
+def test_each_curve_is_that_of_its_own_scores(world, monkeypatch):
+    drawn = {}
+
+    def ranking_figure(name, words, curves, *more):
+        drawn[name] = curves
+        return plots.Figure(name, "<svg></svg>", (1.0, 1.0))
+
+    monkeypatch.setattr(plots, "ranking_figure", ranking_figure)
+    evaluated(world, "curves.html", bootstrap=0)
+    scores, labels = scores_of(world)
+    for called, values in (("model", scores), ("raw cosine", cosines_of(world))):
+        curve = drawn["roc"][called]
+        area = metrics.roc_auc_score(labels, values)
+        assert metrics.auc(curve.x, curve.y) == pytest.approx(area, abs=1e-6)
+        best = np.sort(values[labels])[-1]
+        first = (labels[values >= best]).mean()  # precision where the first good pair is taken
+        curve = drawn["ranked"][called]
+        assert curve.y[np.flatnonzero(curve.x > 0)[0]] == pytest.approx(first)
 
 
 def test_equal_runs_give_equal_pages(world, page):
@@ -755,6 +789,40 @@ def test_a_heat_map_is_drawn_of_few_and_of_many_entities(world, tmp_path):
         for plot in (one, other):
             plot_table(tmp_path / "t.h5", None, plot)
         assert one.read_bytes() == other.read_bytes(), kind
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_a_heat_map_has_the_scores_of_the_ids_beside_it(tmp_path, monkeypatch, two):
+    from fastpair import heat_map as room
+
+    rng = np.random.default_rng(2)
+    sides = {"a": rng.normal(size=(12, 5)), "b": rng.normal(size=(9, 5))}
+    for side, rows in sides.items():
+        with h5py.File(tmp_path / f"{side}.h5", "w") as file:
+            file["embeddings"], file["ids"] = rows, [f"{side}{n}" for n in range(len(rows))]
+        jobs.project("cosine", tmp_path / f"{side}.h5", tmp_path / f"{side}-table.h5")
+    seen = []
+    monkeypatch.setattr(room, "_save", lambda picture, plot: seen.append(picture))
+    other = tmp_path / "b-table.h5" if two else None
+    room.plot_table(tmp_path / "a-table.h5", other, tmp_path / "map.png")
+    axes = seen[0].axes[0]
+    names = [[t.get_text() for t in axis.get_ticklabels()] for axis in (axes.yaxis, axes.xaxis)]
+    assert [sorted(one) for one in names] == [
+        sorted(f"{side}{n}" for n in range(len(sides[side]))) for side in ("a", "b" if two else "a")
+    ]
+    unit = {side: rows / np.linalg.norm(rows, axis=1)[:, None] for side, rows in sides.items()}
+    left, right = (np.stack([unit[name[0]][int(name[1:])] for name in one]) for one in names)
+    np.testing.assert_allclose(axes.images[0].get_array(), left @ right.T, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "step"), [(2, 1), (40, 1), (41, 2), (240, 6)])
+def test_ids_stand_at_their_rows_however_many_there_are(count, step):
+    names = [[f"{side}{n}" for n in range(count)] for side in "ab"]
+    axes = heat_map(np.eye(count), names, "similarity", [count, count]).axes[0]
+    for axis, ids in zip((axes.yaxis, axes.xaxis), names, strict=True):
+        assert [text.get_text() for text in axis.get_ticklabels()] == ids[::step]
+        assert [int(place) for place in axis.get_ticklocs()] == list(range(0, count, step))
+        assert (f"one in {step} named" in axis.get_label_text()) == (step > 1)
 
 
 def test_similar_rows_come_side_by_side():

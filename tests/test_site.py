@@ -1,5 +1,7 @@
 """The pages of the documents: what they run runs, what they show is shown, and all are found."""
 
+import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -74,6 +76,14 @@ def test_the_reference_has_every_public_function():
 
 def reference():
     return (pages.DOCS / "api.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_calls_in_the_text_of_a_page_are_calls_that_functions_take(page):
+    for code in re.findall(r"`(fastpair\.\w+\([^`]*\))`", without_blocks(page)):
+        call = ast.parse(code, mode="eval").body
+        keywords = {word.arg: None for word in call.keywords}
+        inspect.signature(getattr(fastpair, call.func.attr)).bind(*call.args, **keywords)
 
 
 def test_outputs_are_compared_word_by_word_and_number_by_number():

@@ -2,7 +2,8 @@
 
 import csv
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from itertools import combinations
 
 import pages
 import pytest
@@ -56,3 +57,17 @@ def test_every_listing_ends_in_a_group_and_groups_are_products(folder):
     sizes = Counter(row["group"] for row in rows)
     assert 1 < max(sizes.values()) < 15
     assert len(said_by(blocks, "python show.py").split("\n\n")) >= 3
+
+
+def test_what_the_page_says_of_all_groups_is_so(folder, tmp_path, monkeypatch):
+    work, _ = folder
+    monkeypatch.chdir(tmp_path)  # it writes its files again
+    made = {"__name__": "listings"}
+    exec((work / "listings.py").read_text(), made)
+    products = [row[0] for row in made["rows"]]
+    groups = defaultdict(list)
+    for row in csv.DictReader((work / "groups.csv").open()):
+        groups[row["group"]].append(products[int(row["id"][4:])])
+    same = [one == other for group in groups.values() for one, other in combinations(group, 2)]
+    assert "over all pairs of all groups it is 0.80" in " ".join(PAGE.read_text().split())
+    assert sum(same) / len(same) == pytest.approx(0.80, abs=0.02)

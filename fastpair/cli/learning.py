@@ -49,7 +49,7 @@ from fastpair.wording import METRICS
 @click.option(
     "--folder",
     type=path_type,
-    default=Path("fastpair-demo"),
+    default="fastpair-demo",
     show_default=True,
     help="Where the files go.",
 )

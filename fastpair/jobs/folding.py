@@ -207,8 +207,8 @@ def open_projection(
         source, side, made_from = own_source(similarity, model, side), "both", None
     else:
         refuse_embeddings(similarity, model)
-        made_from = {"embeddings_fingerprint": file_fingerprint(embeddings)}
         source = open_embeddings(embeddings, dataset=dataset, options=reading, nonfinite=nonfinite)
+        made_from = {"embeddings_fingerprint": file_fingerprint(embeddings)}
     folder = Folder(similarity, source.shape[1], precision, side=side, threads=threads)
     return source, folder, made_from
 
