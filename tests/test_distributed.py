@@ -454,6 +454,25 @@ def test_one_process_and_a_cluster_go_on_with_each_others_work(places, workers):
     assert (out / "s.h5").read_bytes() == (out / "plain.h5").read_bytes()
 
 
+@pytest.mark.parametrize("work", ["score", "top-k"])
+def test_parts_that_a_run_without_a_cluster_does_not_go_on_with_are_told(places, workers, work):
+    folder, out = places
+
+    def run(**options):
+        if work == "score":
+            return jobs.score(folder / "t.h5", folder / "p.h5", out / "s.h5", **options)
+        return jobs.matrix(folder / "t.h5", out / "s.h5", top_k=3, **options)
+
+    def stop(count):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        run(cluster=workers, progress=stop)
+    assert (out / "s.h5.parts").exists()
+    assert [note for note in run(resume=True)["notes"] if "with --workers" in note]
+    assert not [note for note in run(overwrite=True)["notes"] if "with --workers" in note]
+
+
 def test_a_task_that_runs_twice_at_once_leaves_one_part(places, workers, monkeypatch):
     folder, out = places
     given = {}

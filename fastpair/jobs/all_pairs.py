@@ -25,6 +25,7 @@ from fastpair.jobs.inputs import (
     device_bytes,
     digest_of_kernels,
     ignore,
+    parts_left,
     table_sizes,
 )
 from fastpair.kernels import Plan
@@ -193,6 +194,7 @@ def matrix(
     else:
         found = target.histogram(remaining, bins or 100)
     seconds = time.perf_counter() - scoring_begun
+    notes += parts_left(output, resume, found["resumed_from"])
     rest = walked - found["resumed_from"] * len(both.rows)
     return {
         "work": form,

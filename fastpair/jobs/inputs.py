@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +17,9 @@ from fastpair.errors import ArgumentError, DataError, MemoryBudgetError, Mismatc
 from fastpair.files import Table, read_model, read_table
 from fastpair.ingest import EmbeddingSource
 from fastpair.model import BUILTINS, Model, builtin
+from fastpair.parts import PARTS
 from fastpair.raw_pairs import known_ids, open_raw_pairs
 from fastpair.scoring import meet
-
-if TYPE_CHECKING:
-    pass
 
 Summary = dict[str, Any]
 
@@ -228,6 +226,17 @@ def digest_of_kernels() -> str:
     for source in sorted([*folder.glob("*.cu*"), *folder.glob("gpu*.py")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def parts_left(output: Path, resume: bool, resumed: int) -> list[str]:
+    """Return a note, if a run was to go on with what only a run on a cluster goes on with."""
+    folder = output.with_name(output.name + PARTS)
+    if not resume or resumed or not folder.exists():
+        return []
+    return [
+        f"began anew: {folder} holds parts of a run with --workers or --scheduler, which go on "
+        "with them"
+    ]
 
 
 def expect_hdf5(output: Path) -> None:

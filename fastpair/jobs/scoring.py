@@ -32,6 +32,7 @@ from fastpair.jobs.inputs import (
     file_time,
     ignore,
     load_tables,
+    parts_left,
     prepare_kernels,
     table_sizes,
 )
@@ -233,6 +234,7 @@ def score(
             raise
         scoring_seconds = time.perf_counter() - scoring_begun
         notes = [source.assumed, source.unknown_note(), choice.told]
+        notes += parts_left(output, resume, resumed)
         strange += source.unknown_pairs
         counts = (left.count, both.count)
         finishing = Finishing(file, source, output, min_score, compression, overwrite, counts)
