@@ -139,7 +139,7 @@ def bench(
     deciding = None if given is None else Deciding(given, count)
     counters, notes = _counters(choice)
     task = Task(limits, count, pairs, begun + planned, seed, say, skipped, choice, gpu, *counters)
-    task.those, task.source = those, source
+    task.those, task.source, task.spare = those, source, seconds - planned
     task.given_pairs = None if source is None else given_pairs(source, pairs, count)
     with _temporary_folder() as folder:
         say("measuring the disk and the start of a process")
@@ -250,20 +250,20 @@ def _measure_gpu(choice: Choice) -> Summary | None:
 def _agree(task: Task, deciding: Deciding | None) -> list[Summary]:
     """Compare all backends while there is time; some rows of the given table are a case too."""
     task.say("comparing with the reference (kernels are compiled on the first run)")
-    deadline = time.perf_counter() + AGREEMENT_SHARE * task.left()
+    task.kept = (1 - AGREEMENT_SHARE) * max(0.0, task.left())
 
     def all_cases() -> Iterator[Case]:
         if deciding is not None:
             yield deciding.case(deciding.table)
         for case in cases():
-            if time.perf_counter() > deadline:
-                task.skipped.append(
-                    f"agreement from {case.plan.precision} {case.head} on: the time was up"
-                )
+            if not task.fits(f"agreement from {case.plan.precision} {case.head} on", 0.0):
                 return
-            yield case
+            with task.step():  # the caller compares it before it asks for the next
+                yield case
 
-    return agreement(task.those, all_cases())
+    compared = agreement(task.those, all_cases())
+    task.kept = 0.0
+    return compared
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -307,8 +307,7 @@ def _generated(task: Task, shape: tuple[int, int], folder: Path) -> list[Summary
     write_embeddings(embeddings, blocks(), shape)
     rows = []
     for number, precision in enumerate(PRECISIONS):
-        if task.left() < SHORTEST_ROW:
-            task.skipped.append(f"all rows of {precision}: the time was up")
+        if not task.fits(f"all rows of {precision}", SHORTEST_ROW):
             continue
         task.say(f"folding a table in {precision}")
         options: Summary = {"precision": precision, "threads": task.threads, "overwrite": True}
@@ -332,8 +331,7 @@ def _given_rows(
         return found
     _check_room(folder, deciding.refolded_bytes)
     for number, precision in enumerate(others):
-        if task.left() < SHORTEST_ROW:
-            task.skipped.append(f"all rows of {precision}: the time was up")
+        if not task.fits(f"all rows of {precision}", SHORTEST_ROW):
             continue
         task.say(f"folding the table in {precision}")
         table = refolded(given, precision, folder / "table.h5", task.threads)
@@ -355,6 +353,8 @@ class Task:
     deadline : the time, of `time.perf_counter`, at which no row begins any more.
     counters, gpu_counters : what counts energy, see `fastpair.energy`.
     kept : seconds before the deadline that are kept for something else.
+    spare : seconds after the deadline that a step may take that has begun.
+    slowest : seconds of the slowest step so far.
     those : the backends that are compared.
     source : the given pair file.
     given_pairs : row numbers (m,) twice, the first pairs of that file.
@@ -372,6 +372,8 @@ class Task:
     counters: list[Counter] = field(default_factory=list)
     gpu_counters: list[Counter] = field(default_factory=list)
     kept: float = 0.0
+    spare: float = 0.0
+    slowest: float = 0.0
     those: list[Backend] = field(default_factory=list)
     source: PairSource | None = None
     given_pairs: tuple[np.ndarray, np.ndarray] | None = None
@@ -379,6 +381,24 @@ class Task:
     def left(self) -> float:
         """Return the seconds that are left."""
         return self.deadline - self.kept - time.perf_counter()
+
+    def fits(self, what: str, least: float) -> bool:
+        """Return whether a step may begin that takes `least` seconds; else name it as skipped.
+
+        It may take as long as the slowest before it, since a kernel may have to be compiled first;
+        so much must be left together with what was not planned for.
+        """
+        if self.left() >= max(least, self.slowest - self.spare):
+            return True
+        self.skipped.append(f"{what}: the time was up")
+        return False
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Remember how long a step takes."""
+        begun = time.perf_counter()
+        yield
+        self.slowest = max(self.slowest, time.perf_counter() - begun)
 
     def rows_of(self, path: Path, table: Table, folder: Path, share: float) -> list[Summary]:
         """Measure every work on one table in a share of the time that is left."""
@@ -396,9 +416,8 @@ class Task:
         for number, (works, name) in enumerate(todo):
             what = f"{name} in {table.plan.precision} on the {works.device}"
             slot = min(LONGEST_ROW, (end - time.perf_counter()) / (len(todo) - number))
-            if self.left() < SHORTEST_ROW:
-                self.skipped.append(f"{what}: the time was up")
-                continue
-            self.say(f"measuring {what}")
-            rows.append(works.row(name, slot))
+            if self.fits(what, SHORTEST_ROW):
+                self.say(f"measuring {what}")
+                with self.step():
+                    rows.append(works.row(name, slot))
         return rows

@@ -100,20 +100,18 @@ def measure_figures(task: Task, entities: int, columns: int) -> Summary:
     for figure in FIGURES:
         shape = figure.shape(entities, columns)
         name = f"{figure.key} of {shape[0]:,} x {shape[1]}"
-        if task.left() < LEAST_LEFT:
-            task.skipped.append(f"{name}: the time was up")
-        elif 3 * 4 * shape[0] * shape[1] > memory_budget():
+        if 3 * 4 * shape[0] * shape[1] > memory_budget():
             task.skipped.append(f"{name}: the memory is too small")
-        else:
+        elif task.fits(name, LEAST_LEFT):
             task.say(f"measuring {name}")
-            speed[figure.key] = _measured(task, figure, shape)
+            with task.step():
+                speed[figure.key] = _measured(task, figure, shape)
     task.say("measuring how far each precision is from float64")
     precision: Summary = {}
     for head in PRECISION_HEADS:
-        if task.left() < LEAST_LEFT:
-            task.skipped.append(f"precision of {head}: the time was up")
-            continue
-        precision[head] = precision_errors(head, max(1, round(300 / 128 * columns)))
+        if task.fits(f"precision of {head}", LEAST_LEFT):
+            with task.step():
+                precision[head] = precision_errors(head, max(1, round(300 / 128 * columns)))
     return {"speed": speed, "precision": precision}
 
 
