@@ -702,6 +702,10 @@ def test_a_run_that_fails_leaves_the_output_over_parts_as_it_was(places, workers
         file["pairs"] = np.full((3 * SCORE_BLOCK, 2), ENTITIES, np.int32)
     with pytest.raises(errors.DataError):
         jobs.score(folder / "t.h5", out / "wrong.h5", out / "s.h5", cluster=workers, overwrite=True)
+    end = time.monotonic() + 60  # another worker has yet to find that its pairs are wrong too
+    while any(name.startswith("_attempt") for name in files(out / "s.h5.parts")):
+        assert time.monotonic() < end
+        time.sleep(0.01)
     assert files(out / "s.h5.parts") == parts
     assert jobs.info(out / "s.h5", verify=True)["whole"] is True
     np.testing.assert_array_equal(scores_of(out / "s.h5"), before)
