@@ -5,7 +5,7 @@ Sizes follow those of the run: the README has them at the defaults, 100,000 rows
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,8 +86,16 @@ FIGURES = (
 )
 
 
-def measure_figures(task: Task, entities: int, columns: int) -> Summary:
+def measure_figures(
+    task: Task, entities: int, columns: int, compiled: Collection[str] = ()
+) -> Summary:
     """Measure the figures that there is time and memory for, on the CPU.
+
+    Parameters
+    ----------
+    task, entities, columns : of the run.
+    compiled : heads of `PRECISION_HEADS` whose kernels are: they take next to no time, and come
+        first.
 
     Returns
     -------
@@ -96,6 +104,7 @@ def measure_figures(task: Task, entities: int, columns: int) -> Summary:
         ``greatest`` error of scores and the root of their mean square, ``rms``, in standard
         deviations of the scores.
     """
+    precision = _measure_precision(task, [h for h in PRECISION_HEADS if h in compiled], columns)
     speed: Summary = {}
     for figure in FIGURES:
         shape = figure.shape(entities, columns)
@@ -106,17 +115,24 @@ def measure_figures(task: Task, entities: int, columns: int) -> Summary:
             task.say(f"measuring {name}")
             with task.step():
                 speed[figure.key] = _measured(task, figure, shape)
+    rest = [head for head in PRECISION_HEADS if head not in compiled]
+    precision |= _measure_precision(task, rest, columns)
+    in_order = {head: precision[head] for head in PRECISION_HEADS if head in precision}
+    return {"speed": speed, "precision": in_order}
+
+
+def _measure_precision(task: Task, heads: Sequence[str], columns: int) -> Summary:
     task.say("measuring how far each precision is from float64")
     precision: Summary = {}
-    for head in PRECISION_HEADS:
+    for head in heads:
         if task.fits(f"precision of {head}", LEAST_LEFT):
             with task.step():
                 precision[head] = precision_errors(head, max(1, round(300 / 128 * columns)))
-    return {"speed": speed, "precision": precision}
+    return precision
 
 
 def _measured(task: Task, figure: Figure, shape: tuple[int, int]) -> Summary:
-    rows, plan = _folded(figure, shape, task)
+    rows, plan = folded(figure, shape, task.seed, task.threads)
     table = Table(rows, plan, None, "", figure.head, "both", "similarity", None, "")
     works = Works(Path("no file"), table, Path("no folder"), task)
     size = min(MOST_PAIRS, len(works.left)) if figure.work == "pairs" else len(rows)
@@ -124,10 +140,13 @@ def _measured(task: Task, figure: Figure, shape: tuple[int, int]) -> Summary:
     return {"head": figure.head, "columns": shape[1], **row}
 
 
-def _folded(figure: Figure, shape: tuple[int, int], task: Task) -> tuple[np.ndarray, Plan]:
-    rng = np.random.default_rng(task.seed)
+def folded(
+    figure: Figure, shape: tuple[int, int], seed: int, threads: int
+) -> tuple[np.ndarray, Plan]:
+    """Return the table of a figure, (rows, row_bytes) uint8, and its plan."""
+    rng = np.random.default_rng(seed)
     made = rng.standard_normal((min(MADE_ROWS, shape[0]), shape[1]), dtype=np.float32)
-    some, plan = fold(_model(figure.head, shape[1]), made, figure.precision, threads=task.threads)
+    some, plan = fold(_model(figure.head, shape[1]), made, figure.precision, threads=threads)
     rows = page_aligned((shape[0], some.shape[1]))
     for start in range(0, len(rows), len(some)):
         rows[start : start + len(some)] = some[: len(rows) - start]

@@ -4,8 +4,10 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import layouts, random_plan, random_table, some_layout
 
+from fastpair import bench_compile
 from fastpair.agreement import Case, agreement, backends, cases, check_agreement, compare
 from fastpair.bench import bench
 from fastpair.bench_against import compare_benches
-from fastpair.bench_figures import FIGURES, NUMPY, PRECISION_HEADS, markdown, speed_label
+from fastpair.bench_figures import FIGURES, NUMPY, PRECISION_HEADS, Figure, markdown, speed_label
 from fastpair.bench_given import Deciding
 from fastpair.bench_plot import draw_roofline, points
 from fastpair.bench_report import print_bench
@@ -35,6 +38,7 @@ from fastpair.model import Branch, Model
 from fastpair.refolding import refold
 
 BRIEF = {
+    "fastpair.bench.COMPILED_SHARE": 0.0,
     "fastpair.bench.LONGEST_ROW": 0.0,
     "fastpair.bench.LONGEST_START": 0.1,
     "fastpair.bench_figures.LONGEST_FIGURE": 0.0,
@@ -413,6 +417,53 @@ def test_a_temporary_folder_that_cannot_be_made_is_said(monkeypatch):
     monkeypatch.setattr("fastpair.bench._agree", lambda *arguments: [])
     with pytest.raises(FileError, match="No space left"):
         bench(entities=10, columns=4, pairs=10)
+
+
+def test_what_compiles_holds_every_kernel_that_is_called():
+    works = {figure.work for figure in FIGURES}
+    names = [name for share in bench_compile.SHARES for name in share]
+    assert sorted(names) == sorted([*works, *PRECISION_HEADS, *PRECISIONS])
+
+
+@pytest.fixture
+def marks(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_compile, "_mark", lambda name: tmp_path / name)
+    return tmp_path
+
+
+def test_every_figure_is_called_once_to_be_compiled(marks, monkeypatch):
+    made = []
+    for name in ("precision_errors", "agreement"):
+        monkeypatch.setattr(bench_compile, name, lambda *given, name=name: made.append(name))
+    real = bench_compile.call
+    monkeypatch.setattr(bench_compile, "call", lambda figure: made.append(figure) or real(figure))
+    for _ in range(2):
+        for number in range(len(bench_compile.SHARES)):
+            bench_compile.compile_share(number)
+    assert sorted(figure.key for figure in made if isinstance(figure, Figure)) == sorted(
+        figure.key for figure in FIGURES
+    )
+    assert made.count("precision_errors") == len(PRECISION_HEADS)
+    assert made.count("agreement") == len(PRECISIONS)
+
+
+def test_compiling_is_stopped_in_time_and_goes_on_in_the_next_run(marks, monkeypatch):
+    begun = []
+    real = subprocess.Popen
+
+    def begin(*given, **options):
+        begun.append(real(*given, **options))
+        return begun[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", begin)
+    monkeypatch.setattr(bench_compile, "PROGRAM", "import time; time.sleep(600)  # {}")
+    assert not bench_compile.compile_kernels(time.perf_counter() + 0.1)
+    assert [one.returncode for one in begun] == [-signal.SIGKILL] * len(bench_compile.SHARES)
+    for name in bench_compile.SHARES[0]:
+        (marks / name).touch()
+    monkeypatch.setattr(bench_compile, "PROGRAM", "import sys; sys.exit({})")
+    assert bench_compile.compile_kernels(time.perf_counter() + 60)
+    assert [one.returncode for one in begun[2:]] == [1]
 
 
 def test_what_there_is_no_time_for_is_named(found, monkeypatch, capsys):
