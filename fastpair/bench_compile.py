@@ -90,14 +90,17 @@ def compiled(name: str) -> bool:
 
 
 def _mark(name: str) -> Path | None:
-    """Return the file that says so, in the folder of the cache, for this processor."""
-    from fastpair.kernels.simd import cache_folder, cpu_features
+    """Return the file that says so, in the folder of the cache.
 
-    folder = cache_folder()
+    Numba keeps machine code for each processor and for each place where sources lie.
+    """
+    from fastpair.kernels import simd
+
+    folder = simd.cache_folder()
     if folder is None:
         return None
-    processor = hashlib.sha256(cpu_features().encode()).hexdigest()[:16]
-    return folder / f"bench-{processor}-{name}"
+    kept_for = f"{simd.cpu_features()} {simd.__file__}"
+    return folder / f"bench-{hashlib.sha256(kept_for.encode()).hexdigest()[:16]}-{name}"
 
 
 def call(figure: Figure) -> None:

@@ -431,6 +431,15 @@ def marks(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_what_is_compiled_is_known_for_one_installation(monkeypatch):
+    from fastpair.kernels import simd
+
+    here = bench_compile._mark("max")
+    assert here.parent == simd.cache_folder()
+    monkeypatch.setattr(simd, "__file__", "/elsewhere/simd.py")
+    assert bench_compile._mark("max") != here
+
+
 def test_every_figure_is_called_once_to_be_compiled(marks, monkeypatch):
     made = []
     for name in ("precision_errors", "agreement"):
