@@ -16,7 +16,8 @@ RUN ?= build/bench.json
 # Compiling kernels takes most of the time, one core a process.
 PARALLEL ?= -n auto --maxprocesses 4
 # What an installed package can get wrong: missing files, the command, compiling where it lies.
-INSTALLED := tests/test_cli.py tests/test_files.py tests/test_train_command.py
+INSTALLED := tests/test_cli.py tests/test_files.py tests/test_kernels.py tests/test_network.py \
+	tests/test_scoring.py tests/test_train_command.py
 
 .PHONY: demo test fuzz kill-check lint docs wheel release-check gpu-check bench clean
 

@@ -43,12 +43,14 @@ def compile_kernels(deadline: float) -> bool:
 
     What is under way then is stopped, and goes on in the next run. A process that fails is no
     matter here: what it would have compiled is compiled, or fails with a message, where it is
-    measured.
+    measured. Nothing is done where no folder can be a cache.
 
     Returns
     -------
-    complete : whether nothing was left to be compiled.
+    complete : whether nothing is left to be compiled.
     """
+    if _mark("") is None:
+        return False
     todo = [n for n, names in enumerate(SHARES) if not all(map(compiled, names))]
     quiet = subprocess.DEVNULL
     running = [

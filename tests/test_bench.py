@@ -475,6 +475,12 @@ def test_compiling_is_stopped_in_time_and_goes_on_in_the_next_run(marks, monkeyp
     assert [one.returncode for one in begun[2:]] == [1]
 
 
+def test_nothing_is_compiled_ahead_where_it_cannot_be_kept(monkeypatch):
+    monkeypatch.setattr("fastpair.kernels.simd.cache_folder", lambda: None)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert not bench_compile.compile_kernels(time.perf_counter() + 60)
+
+
 def test_what_there_is_no_time_for_is_named(found, monkeypatch, capsys):
     monkeypatch.setattr("fastpair.bench.measure_limits", lambda threads: found["limits"])
     short = bench(entities=300, columns=20, pairs=500, seconds=1e-3)

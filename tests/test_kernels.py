@@ -314,10 +314,10 @@ for precision in PRECISIONS:
         rows = random_table(rng, 60, plan)
         scores = PairScorer(rows, plan)(left, right)
         digests[str(layout)] = hashlib.sha256(scores.tobytes()).hexdigest()
-plan = random_plan(rng, some_layout("float32"))  # tiles compute in float32 whatever the rows are
-rows = random_table(rng, 60, plan)
-(_, dense), = AllPairs(rows, None, plan).dense()
-digests["tiles"] = hashlib.sha256(dense.tobytes()).hexdigest()
+    plan = random_plan(rng, some_layout(precision))
+    rows = random_table(rng, 60, plan)
+    (_, dense), = AllPairs(rows, None, plan).dense()
+    digests[precision + " tiles"] = hashlib.sha256(dense.tobytes()).hexdigest()
 print(json.dumps({"tile": tile.TILE_COLUMNS, "digests": digests}))
 """
 

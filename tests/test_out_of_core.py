@@ -112,7 +112,7 @@ def make_world(folder, world):
     return rng, dict(zip(("table", "against"), paths, strict=False))
 
 
-@settings(max_examples=30)
+@settings(max_examples=60)
 @given(world=worlds, count=st.integers(1, 400), rounds=st.integers(1, 9))
 def test_scores_have_the_bytes_of_the_run_in_memory(folder, world, count, rounds):
     rng, tables = make_world(folder, world)
@@ -168,7 +168,7 @@ def test_every_form_of_output_is_that_of_the_run_in_memory(named, tmp_path, name
     assert set(os.listdir(tmp_path)) == {name, f"memory.{name}"}
 
 
-@settings(max_examples=12)
+@settings(max_examples=40)
 @given(world=worlds, k=st.integers(1, 70))
 def test_matrices_have_the_bytes_of_the_run_in_memory(folder, world, k):
     _, tables = make_world(folder, world)
